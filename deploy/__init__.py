@@ -1,0 +1,1 @@
+"""Ways to run Tessera: the `tessera` command, the bundled checkpoint, benchmarks."""

@@ -1,0 +1,1 @@
+"""Pictures in, visual tokens out: media decoding, tiling, InternViT, pixel shuffle, projector."""

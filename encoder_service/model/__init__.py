@@ -1,0 +1,1 @@
+"""InternViT and the projector, configured by facts read from a checkpoint."""

@@ -1,0 +1,1 @@
+"""OpenAI JSON to protobuf and back. Imports neither torch nor transformers."""

@@ -1,0 +1,1 @@
+"""Prompts and visual tokens in, text out: scheduler, paged KV cache, decoder, sampler."""

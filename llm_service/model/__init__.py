@@ -1,0 +1,1 @@
+"""One decoder for every language-model family that InternVL pairs with."""

@@ -1,0 +1,54 @@
+"""The one way to open a channel: message limits, keepalive, fast reconnection, TLS."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from protos.options import KEEPALIVE_TIME_MS, SHARED_OPTIONS
+
+# A restarted peer is found again within this time instead of gRPC's default of up to two minutes.
+MAX_RECONNECT_BACKOFF_MS = 1000
+
+
+@dataclass(frozen=True)
+class ClientTlsConfig:
+    """Certificates of an outgoing connection; all empty means plaintext."""
+
+    ca: str = field(default="", metadata={"help": "PEM file of the authority that signed the server"})
+    cert: str = field(default="", metadata={"help": "PEM file of this client's certificate (mTLS)"})
+    key: str = field(default="", metadata={"help": "PEM file of this client's private key (mTLS)"})
+
+    def __post_init__(self) -> None:
+        if bool(self.cert) != bool(self.key):
+            raise ValueError("client TLS needs both cert and key, or neither")
+        if self.cert and not self.ca:
+            raise ValueError("client TLS needs ca when cert is given")
+
+
+def open_channel(target: str, tls: ClientTlsConfig | None = None) -> grpc.aio.Channel:
+    """A channel to `host:port` or `dns:///name:port`, balanced round-robin over what the name resolves to.
+
+    Every caller gets its own connection: token streams must not queue behind tensors.
+    """
+    options = [
+        *SHARED_OPTIONS,
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    ]
+    if tls is None or not tls.ca:
+        return grpc.aio.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(
+        Path(tls.ca).read_bytes(),
+        Path(tls.key).read_bytes() if tls.key else None,
+        Path(tls.cert).read_bytes() if tls.cert else None,
+    )
+    return grpc.aio.secure_channel(target, credentials, options=options)

@@ -1,0 +1,67 @@
+"""What names a vision half and what names a picture: SHA-256 over facts both services compute alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import astuple
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+from protos import tensor_pb2
+from protos.checkpoint import Checkpoint, TensorEntry
+from protos.preprocessing import Preprocessing
+
+# Sampled per tensor: enough to tell a fine-tuned tensor from its parent, cheap for 200 GB.
+SAMPLE_BYTES = 64
+SAMPLES_PER_TENSOR = 3
+
+
+class FingerprintBase:
+    """The part of the fingerprint that the checkpoint fixes; read once, combined with dtypes often."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    @cached_property
+    def _digest(self) -> bytes:
+        digest = hashlib.sha256(b"tessera.v1.fingerprint")
+        digest.update(repr(astuple(Preprocessing.from_checkpoint(self._checkpoint))).encode())
+        names = self._checkpoint.vision_names()
+        entries = [(name, self._checkpoint.tensors[name]) for name in names]
+        for name, entry in entries:
+            digest.update(f"{name}:{entry.dtype}:{entry.shape};".encode())
+        for sample in _samples(entries):
+            digest.update(sample)
+        return digest.digest()
+
+    def fingerprint(self, compute_dtype: tensor_pb2.DType, payload_dtype: tensor_pb2.DType) -> bytes:
+        """32 bytes: weights, preprocessing settings, compute dtype and payload encoding."""
+        dtypes = f"{int(compute_dtype)}:{int(payload_dtype)}".encode()
+        return hashlib.sha256(self._digest + dtypes).digest()
+
+
+def _samples(entries: list[tuple[str, TensorEntry]]) -> Iterable[bytes]:
+    """First, middle and last bytes of every tensor, in the order given (not that of the shards)."""
+    with ExitStack() as stack:
+        opened: dict[Path, BinaryIO] = {}
+        for _, entry in entries:
+            if entry.file not in opened:
+                opened[entry.file] = stack.enter_context(entry.file.open("rb"))
+            room = max(entry.end - entry.start - SAMPLE_BYTES, 0)
+            for step in range(SAMPLES_PER_TENSOR):
+                opened[entry.file].seek(entry.start + room * step // (SAMPLES_PER_TENSOR - 1))
+                yield opened[entry.file].read(min(SAMPLE_BYTES, entry.end - entry.start))
+
+
+def content_hash(
+    data: bytes, min_tiles: int, max_tiles: int, use_thumbnail: bool, fingerprint: bytes
+) -> bytes:
+    """32 bytes that name the visual tokens of a picture (options resolved, nothing left to defaults)."""
+    digest = hashlib.sha256(b"tessera.v1.content")
+    digest.update(f"{min_tiles}:{max_tiles}:{int(use_thumbnail)}:".encode())
+    digest.update(fingerprint)
+    digest.update(data)
+    return digest.digest()
