@@ -31,7 +31,7 @@ class EncoderServicer(Protocol):
 
 def add_encoder_servicer(servicer: EncoderServicer, server: grpc.aio.Server) -> None:
     """Like the generated `add_EncoderServicer_to_server`, but tiles leave with one copy."""
-    handlers = {
+    handlers: dict[str, Any] = {
         "Encode": grpc.stream_stream_rpc_method_handler(
             servicer.Encode,
             request_deserializer=encoder_pb2.EncodeRequest.FromString,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -58,7 +59,9 @@ def tensor_from_bytes(
         raise TensorFormatError(f"{len(data)} bytes cannot be {dtype} of shape {shape}")
     if numel == 0:  # frombuffer refuses empty buffers
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).view(shape)
+    with warnings.catch_warnings():  # read-only buffers are what arrives from the wire
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
 def tensor_to_proto(tensor: torch.Tensor) -> tensor_pb2.Tensor:

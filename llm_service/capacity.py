@@ -1,0 +1,116 @@
+"""How much fits: device, element type, KV blocks, context length and visual slots, decided once at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from llm_service.config import EngineConfig
+from llm_service.kv_cache import bytes_per_block
+from llm_service.model.config import DecoderConfig
+from llm_service.parallel import TensorParallel
+from protos.checkpoint import Checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MIN_SLOTS = 2
+MAX_SLOTS = 4096
+# Activations of a step beside weights and KV cache: hidden states, MLP and logits in float32.
+ACTIVATION_COPIES = 6
+
+
+@dataclass(frozen=True)
+class Capacity:
+    num_blocks: int
+    max_model_len: int
+    num_slots: int
+    slot_tokens: int
+
+
+def resolve_device(device: str, rank: int = 0) -> torch.device:
+    """ "auto" is the rank's GPU where there is one; raises ValueError for a device that is not there."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if device not in ("auto", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch sees no GPU")
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def resolve_dtype(dtype: str, checkpoint: Checkpoint) -> torch.dtype:
+    """ "auto" is what the checkpoint says (torch_dtype or dtype, also of its text part); else bfloat16."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    config = checkpoint.config
+    text = config.get("text_config") or config.get("llm_config") or {}
+    for source in (config, text):
+        named = source.get("torch_dtype") or source.get("dtype")
+        if named in DTYPES:
+            return DTYPES[named]
+    return torch.bfloat16
+
+
+def plan_capacity(
+    config: EngineConfig,
+    model: DecoderConfig,
+    tokens_per_tile: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    parallel: TensorParallel,
+) -> Capacity:
+    """Call after the weights are loaded.
+
+    Raises:
+        ValueError: the settings ask for more than the checkpoint or the memory allows.
+    """
+    longest = config.max_model_len or model.max_position_embeddings
+    if longest > model.max_position_embeddings:
+        raise ValueError(
+            f"max_model_len {longest} exceeds the checkpoint's {model.max_position_embeddings} positions"
+        )
+    block_bytes = bytes_per_block(model, block_size, dtype, parallel)
+    num_blocks = config.num_kv_blocks or _affordable_blocks(config, model, block_bytes, device, parallel)
+    useful = config.max_num_seqs * -(-longest // block_size)
+    num_blocks = num_blocks if config.num_kv_blocks else min(num_blocks, useful)
+    if config.max_model_len and num_blocks * block_size < config.max_model_len:
+        raise ValueError(
+            f"max_model_len {config.max_model_len} needs more than the {num_blocks} KV blocks of "
+            f"{block_size} tokens that fit; lower it or raise kv_cache_gib, num_kv_blocks "
+            "or gpu_memory_utilization"
+        )
+    return Capacity(
+        num_blocks=num_blocks,
+        max_model_len=min(longest, num_blocks * block_size),
+        num_slots=_num_slots(config, tokens_per_tile * model.hidden_size * dtype.itemsize),
+        slot_tokens=tokens_per_tile,
+    )
+
+
+def _affordable_blocks(
+    config: EngineConfig,
+    model: DecoderConfig,
+    block_bytes: int,
+    device: torch.device,
+    parallel: TensorParallel,
+) -> int:
+    if device.type == "cpu":
+        budget = config.kv_cache_gib * 2**30
+    else:
+        free, total = torch.cuda.mem_get_info(device)
+        widest = max(model.intermediate_size // parallel.size * 2, model.hidden_size * ACTIVATION_COPIES)
+        activations = config.max_num_batched_tokens * widest * 4 + config.max_num_seqs * model.vocab_size * 12
+        budget = free - total * (1 - config.gpu_memory_utilization) - activations
+    num_blocks = int(budget // block_bytes)
+    if num_blocks < 1:
+        raise ValueError(
+            f"no memory for a KV cache on {device}: {budget / 2**30:.2f} GiB are left; "
+            "raise kv_cache_gib or gpu_memory_utilization"
+        )
+    return num_blocks
+
+
+def _num_slots(config: EngineConfig, slot_bytes: int) -> int:
+    return min(max(int(config.visual_store_gib * 2**30 // slot_bytes), MIN_SLOTS), MAX_SLOTS)

@@ -1,0 +1,156 @@
+"""Settings of the LLM service.  Words are vLLM's where the meaning is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protos.channel import ClientTlsConfig
+from protos.server import ServerConfig
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the engine process needs; "auto" and 0 are resolved once, when the engine starts."""
+
+    dtype: str = field(
+        default="auto", metadata={"help": "element type of weights and KV cache; auto: the checkpoint's"}
+    )
+    device: str = field(default="auto", metadata={"help": "cpu or cuda; auto: cuda where there is one"})
+    load_format: str = field(
+        default="auto", metadata={"help": "auto reads the weights, dummy makes random ones on the device"}
+    )
+    tensor_parallel_size: int = field(default=1, metadata={"help": "engine processes that share each layer"})
+    attention_backend: str = field(default="auto", metadata={"help": "attention kernels: auto or sdpa"})
+    max_model_len: int = field(
+        default=0,
+        metadata={"help": "most tokens of prompt and completion; 0: the checkpoint's, as memory allows"},
+    )
+    max_num_seqs: int = field(default=64, metadata={"help": "most sequences computed together"})
+    max_num_batched_tokens: int = field(
+        default=2048, metadata={"help": "token budget of a step, shared by decodes and prefill chunks"}
+    )
+    long_prefill_token_threshold: int = field(
+        default=0, metadata={"help": "most prompt tokens of one sequence in a step; 0: no limit"}
+    )
+    num_kv_blocks: int = field(
+        default=0, metadata={"help": "blocks of the KV cache; 0: from gpu_memory_utilization or kv_cache_gib"}
+    )
+    gpu_memory_utilization: float = field(
+        default=0.9, metadata={"help": "share of the GPU's memory that this process may use"}
+    )
+    kv_cache_gib: float = field(default=2.0, metadata={"help": "KV cache on the CPU, GiB"})
+    enable_prefix_caching: bool = field(
+        default=True, metadata={"help": "reuse the KV cache of equal prompt prefixes"}
+    )
+    visual_store_gib: float = field(
+        default=0.25, metadata={"help": "shared memory for visual tokens of running and recent requests, GiB"}
+    )
+    max_waiting: int = field(
+        default=1024, metadata={"help": "requests in the queue before new ones are refused"}
+    )
+    num_threads: int = field(default=0, metadata={"help": "CPU threads of PyTorch; 0: PyTorch's default"})
+
+    def __post_init__(self) -> None:
+        _require_one_of("dtype", self.dtype, DTYPES)
+        _require_one_of("load_format", self.load_format, LOAD_FORMATS)
+        for name in (
+            "tensor_parallel_size",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_waiting",
+        ):
+            _require_at_least(name, getattr(self, name), 1)
+        for name in ("max_model_len", "long_prefill_token_threshold", "num_kv_blocks", "num_threads"):
+            _require_at_least(name, getattr(self, name), 0)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
+        for name in ("kv_cache_gib", "visual_store_gib"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}): every decode takes one token"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderPoolConfig:
+    """How the LLM service uses its encoders."""
+
+    encoders: tuple[str, ...] = field(
+        default=("127.0.0.1:50051",), metadata={"help": "encoders, HOST:PORT separated by commas"}
+    )
+    encoder_tls: ClientTlsConfig = field(default_factory=ClientTlsConfig, metadata={"prefix": "encoder-tls-"})
+    initial_credit: int = field(
+        default=4, metadata={"help": "tiles of a new picture that an encoder may send before it is asked"}
+    )
+    layout_timeout_s: float = field(
+        default=10.0,
+        metadata={"help": "seconds an encoder may take to read the headers of a request's pictures"},
+    )
+    heartbeat_timeout_s: float = field(
+        default=0.6, metadata={"help": "silence after which an encoder counts as dead (it beats every 0.2 s)"}
+    )
+    tile_timeout_s: float = field(
+        default=120.0,
+        metadata={"help": "seconds without a tile, though some were asked for, before giving up"},
+    )
+
+    def __post_init__(self) -> None:
+        _require_at_least("initial_credit", self.initial_credit, 0)
+        for name in ("layout_timeout_s", "heartbeat_timeout_s", "tile_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if any(not target for target in self.encoders):
+            raise ValueError("encoders must not contain an empty address")
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    model: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
+    served_model_name: str = field(
+        default="", metadata={"help": "id that clients name; default: the checkpoint as given"}
+    )
+    server: ServerConfig = field(default_factory=lambda: ServerConfig(port=50052))
+    encoder_pool: EncoderPoolConfig = field(default_factory=EncoderPoolConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine_socket: str = field(
+        default="",
+        metadata={
+            "help": "unix socket of the engine: joined if an engine listens there, else one is started; "
+            "empty: a private one"
+        },
+    )
+    max_images: int = field(default=64, metadata={"help": "most pictures of a request"})
+    max_image_tiles: int = field(
+        default=40, metadata={"help": "most tiles that a request may ask for per picture"}
+    )
+    max_request_bytes: int = field(default=32 << 20, metadata={"help": "inline media of a request, bytes"})
+
+    request_timeout_s: float = field(
+        default=3600.0, metadata={"help": "seconds after which a request is given up, whatever it waits for"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "max_image_tiles", "max_request_bytes"):
+            _require_at_least(name, getattr(self, name), 1)
+        if self.request_timeout_s <= 0:
+            raise ValueError(f"request_timeout_s must be > 0, got {self.request_timeout_s}")
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or self.model
+
+
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")

@@ -1,0 +1,259 @@
+"""One Encode call: pictures and grants out, layout and tiles in, and whether the encoder is still alive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+import torch
+
+from llm_service.config import EncoderPoolConfig
+from llm_service.encoder_pool import EncoderConnection
+from protos import encoder_pb2, tensor_pb2
+from protos.encoder_rpc import EncodeCall
+from protos.errors import Cancelled, DeadlineExceeded, ServingError, Unavailable, error_from_rpc
+from protos.frames import EncodeEvent, TileFrame
+from protos.options import MAX_CHUNK_BYTES
+from protos.request_context import Metadata
+from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_bytes
+
+PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
+TICK_S = 0.1
+# A tick that comes this late says that our own loop was busy: the encoder is not to blame for the silence.
+MAX_TICK_DELAY_S = 0.05
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One medium with its tiling options resolved."""
+
+    data: bytes
+    min_tiles: int
+    max_tiles: int
+    use_thumbnail: bool
+    content_hash: bytes
+
+
+@dataclass(frozen=True)
+class PictureLayout:
+    tokens_per_tile: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.tokens_per_tile)
+
+
+@dataclass(frozen=True)
+class TileId:
+    medium: int
+    tile: int
+
+
+class EncodeStream:
+    """Open, read, close; a failed one is thrown away.  Transport failures are raised as Unavailable."""
+
+    def __init__(
+        self,
+        connection: EncoderConnection,
+        config: EncoderPoolConfig,
+        pictures: Sequence[Picture],
+        hidden_size: int,
+    ) -> None:
+        self.connection = connection
+        self.is_open = False
+        self._config = config
+        self._pictures = pictures
+        self._hidden_size = hidden_size
+        self._outgoing: asyncio.Queue[encoder_pb2.EncodeRequest | None] = asyncio.Queue()
+        self._credited: set[TileId] = set()  # on their way without a Grant
+        self._layouts: list[PictureLayout] = []
+        self._dtype = torch.float32
+        self._call: EncodeCall | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._verdict: ServingError | None = None
+        self._heard = True
+        self._is_waiting: Callable[[], bool] = bool
+        self._last_tile_s = 0.0
+        connection.streams_open += 1
+        self._closed = False
+
+    async def open(
+        self, metadata: Metadata, cache_salt: bytes, priority: int, initial_credit: int
+    ) -> list[PictureLayout]:
+        """Send the pictures; returns their layouts.
+
+        Raises:
+            ServingError: what the encoder refused; Unavailable when it does not answer properly.
+        """
+        request = self._open_message(dict(metadata), cache_salt, priority, initial_credit)
+        self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
+        try:
+            async with asyncio.timeout(self._config.layout_timeout_s):
+                event = await self._read()
+        except TimeoutError:
+            raise DeadlineExceeded("the encoder did not read the pictures' headers in time") from None
+        if not isinstance(event, encoder_pb2.EncodeResponse) or event.WhichOneof("event") != "layout":
+            raise Unavailable("the encoder broke the protocol: no layout")
+        self._accept_layout(event.layout)
+        self._credited = set(self._tile_ids()[:initial_credit])
+        self.is_open = True
+        self._last_tile_s = time.monotonic()
+        self._watchdog = asyncio.create_task(self._watch())
+        return self._layouts
+
+    def grant(self, tiles: Sequence[TileId]) -> None:
+        """Ask for tiles; those that the initial credit covers come anyway."""
+        ranges = [
+            encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1)
+            for tile in tiles
+            if tile not in self._credited
+        ]
+        if ranges:
+            grant = encoder_pb2.Grant(tiles=ranges)
+            self._outgoing.put_nowait(encoder_pb2.EncodeRequest(grant=grant))
+
+    def half_close(self) -> None:
+        """Nothing more will be granted on this stream."""
+        if self.is_open:
+            self.is_open = False
+            self._outgoing.put_nowait(None)
+
+    async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[tuple[TileId, torch.Tensor]]:
+        """Yield (tile, [num_tokens, hidden_size]) until Done; `is_waiting` says whether one is missed.
+
+        Raises:
+            Unavailable: the encoder is gone, silent, or sends what was not asked for.
+            DeadlineExceeded: it lives, but no tile comes.
+        """
+        self._is_waiting = is_waiting
+        while True:
+            event = await self._read()
+            if isinstance(event, TileFrame):
+                yield self._accept_tile(event)
+            elif event.WhichOneof("event") == "done":
+                self.is_open = False
+                return
+
+    def close(self) -> None:
+        """Synchronous and idempotent; the encoder drops what it still holds for us."""
+        if self._closed:
+            return
+        self._closed = True
+        self.is_open = False
+        self.connection.streams_open -= 1
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _open_message(
+        self, metadata: dict[str, str], cache_salt: bytes, priority: int, initial_credit: int
+    ) -> encoder_pb2.EncodeRequest:
+        model = self.connection.model
+        media = [
+            encoder_pb2.Medium(
+                kind=encoder_pb2.MEDIA_KIND_IMAGE,
+                num_bytes=len(picture.data),
+                tiling=encoder_pb2.TilingOptions(
+                    min_tiles=picture.min_tiles,
+                    max_tiles=picture.max_tiles,
+                    use_thumbnail=picture.use_thumbnail,
+                ),
+            )
+            for picture in self._pictures
+        ]
+        opening = encoder_pb2.Open(
+            request_id=metadata.get("x-request-id", ""),
+            media=media,
+            payload_dtypes=PAYLOAD_DTYPES,
+            transports=[encoder_pb2.TRANSPORT_INLINE],
+            initial_credit=initial_credit,
+            cache_salt=cache_salt,
+            priority=priority,
+            expected_fingerprint=model.fingerprint if model is not None else b"",
+        )
+        return encoder_pb2.EncodeRequest(open=opening)
+
+    async def _requests(self, opening: encoder_pb2.EncodeRequest) -> AsyncIterator[encoder_pb2.EncodeRequest]:
+        yield opening
+        for medium, picture in enumerate(self._pictures):
+            for start in range(0, len(picture.data), MAX_CHUNK_BYTES):
+                data = picture.data[start : start + MAX_CHUNK_BYTES]
+                chunk = encoder_pb2.MediaChunk(medium=medium, data=data)
+                yield encoder_pb2.EncodeRequest(chunk=chunk)
+        while (message := await self._outgoing.get()) is not None:
+            yield message
+
+    async def _read(self) -> EncodeEvent:
+        assert self._call is not None
+        try:
+            event = await self._call.read()
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        except asyncio.CancelledError:
+            # The watchdog cancels the call, which looks like a cancellation of our own task.
+            if self._verdict is None:
+                raise
+            raise self._verdict from None
+        self._heard = True
+        if not isinstance(event, encoder_pb2.EncodeResponse | TileFrame):  # grpc.aio.EOF
+            raise Unavailable("the encoder ended the stream too early")
+        return event
+
+    def _failure(self, rpc_error: grpc.RpcError) -> ServingError:
+        if self._verdict is not None:
+            return self._verdict
+        error = error_from_rpc(rpc_error)
+        return Unavailable("the encoder is shutting down") if isinstance(error, Cancelled) else error
+
+    def _accept_layout(self, layout: encoder_pb2.Layout) -> None:
+        hashes = [medium.content_hash for medium in layout.media]
+        if hashes != [picture.content_hash for picture in self._pictures]:
+            raise Unavailable("the encoder laid out other pictures than it was sent")
+        if layout.hidden_size != self._hidden_size or layout.dtype not in PAYLOAD_DTYPES:
+            raise Unavailable("the encoder's visual tokens do not fit the language model")
+        if not all(medium.final and medium.tokens_per_tile for medium in layout.media):
+            raise Unavailable("the encoder's layout is not final")
+        self._dtype = dtype_from_proto(layout.dtype)
+        self._layouts = [PictureLayout(tuple(medium.tokens_per_tile)) for medium in layout.media]
+
+    def _tile_ids(self) -> list[TileId]:
+        return [
+            TileId(medium, tile)
+            for medium, layout in enumerate(self._layouts)
+            for tile in range(len(layout.tokens_per_tile))
+        ]
+
+    def _accept_tile(self, frame: TileFrame) -> tuple[TileId, torch.Tensor]:
+        tile = TileId(frame.tile.medium, frame.tile.tile)
+        try:
+            expected = self._layouts[tile.medium].tokens_per_tile[tile.tile]
+            embeds = tensor_from_bytes(frame.payload, self._dtype, (expected, self._hidden_size))
+        except (IndexError, TensorFormatError):
+            raise Unavailable("the encoder sent a malformed tile") from None
+        self._credited.discard(tile)
+        self._last_tile_s = time.monotonic()
+        return tile, embeds
+
+    async def _watch(self) -> None:
+        """Give the encoder up when it is silent, or alive but without a tile for too long."""
+        silent_s, tick = 0.0, time.monotonic()
+        while self._verdict is None:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            late_s, tick = now - tick - TICK_S, now
+            if self._heard:
+                self._heard, silent_s = False, 0.0
+            elif late_s < MAX_TICK_DELAY_S:
+                silent_s += TICK_S
+            if silent_s >= self._config.heartbeat_timeout_s:
+                self._verdict = Unavailable("the encoder stopped answering", retry_after_s=1.0)
+            elif not self._is_waiting():
+                self._last_tile_s = now
+            elif now - self._last_tile_s > self._config.tile_timeout_s:
+                self._verdict = DeadlineExceeded("the encoder took too long for a tile")
+        assert self._call is not None
+        self._call.cancel()

@@ -1,0 +1,196 @@
+"""The pictures of one request on their way through an encoder: layout first, then granted tiles.
+
+One Encode stream at a time.  When it breaks, the tiles that are still wanted, and only those, are asked of
+another encoder; when there is none, the request fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+
+from llm_service.encode_stream import EncodeStream, Picture, PictureLayout, TileId
+from llm_service.encoder_pool import EncoderConnection, EncoderPool
+from protos.errors import ServingError, Unavailable
+from protos.request_context import Metadata
+
+MAX_REMEMBERED_LAYOUTS = 4096
+
+log = logging.getLogger(__name__)
+
+
+class LayoutCache:
+    """Layouts of recent pictures by content hash: a known picture costs no call before a tile is missing."""
+
+    def __init__(self, max_entries: int = MAX_REMEMBERED_LAYOUTS) -> None:
+        self._max_entries = max_entries
+        self._layouts: OrderedDict[bytes, PictureLayout] = OrderedDict()
+
+    def get(self, content_hash: bytes) -> PictureLayout | None:
+        layout = self._layouts.get(content_hash)
+        if layout is not None:
+            self._layouts.move_to_end(content_hash)
+        return layout
+
+    def put(self, content_hash: bytes, layout: PictureLayout) -> None:
+        self._layouts[content_hash] = layout
+        self._layouts.move_to_end(content_hash)
+        while len(self._layouts) > self._max_entries:
+            self._layouts.popitem(last=False)
+
+
+class Encoding:
+    """Layout and tiles of one request's pictures.  `close` ends it, whatever state it is in."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        pool: EncoderPool,
+        layouts: LayoutCache,
+        hidden_size: int,
+        metadata: Metadata,
+        cache_salt: bytes,
+        priority: int,
+        on_tile: Callable[[TileId, torch.Tensor], None],
+        on_error: Callable[[ServingError], None],
+    ) -> None:
+        """`on_tile` gets every wanted tile once, [num_tokens, hidden_size], valid only during the call."""
+        self._pictures = pictures
+        self._pool = pool
+        self._layouts = layouts
+        self._hidden_size = hidden_size
+        self._metadata = metadata
+        self._cache_salt = cache_salt
+        self._priority = priority
+        self._on_tile = on_tile
+        self._on_error = on_error
+        self._wanted: set[TileId] = set()
+        self._early: dict[TileId, torch.Tensor] = {}  # sent under the initial credit, not yet wanted
+        self._stream: EncodeStream | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._failed: set[str] = set()
+        self.first_grant_ns = 0
+        self.last_tile_ns = 0
+
+    async def layout(self) -> list[PictureLayout]:
+        """Lengths of all pictures, from memory or from an encoder.
+
+        Raises:
+            InvalidRequest: a picture is refused; the field names it.
+            Unavailable, FingerprintMismatch, DeadlineExceeded: no encoder can say.
+        """
+        known = [self._layouts.get(picture.content_hash) for picture in self._pictures]
+        remembered = [layout for layout in known if layout is not None]
+        if len(remembered) == len(known):
+            return remembered
+        is_new = not remembered
+        return await self._open(self._pool.config.initial_credit if is_new else 0)
+
+    def want(self, tile: TileId) -> None:
+        """Ask for a tile; it comes through `on_tile`, or the request's error through `on_error`."""
+        self.first_grant_ns = self.first_grant_ns or time.monotonic_ns()
+        early = self._early.pop(tile, None)
+        if early is not None:
+            self._deliver(tile, early)
+            return
+        self._wanted.add(tile)
+        if self._stream is not None and self._stream.is_open:
+            self._stream.grant([tile])
+        elif self._receiver is None or self._receiver.done():
+            self._receiver = asyncio.create_task(self._reopen())
+
+    def finish(self) -> None:
+        """No tile is missing now: let the encoder forget the pictures.  `want` may still come again."""
+        if not self._wanted and self._stream is not None:
+            self._early.clear()
+            self._stream.half_close()
+
+    async def close(self) -> None:
+        if self._receiver is not None:
+            self._receiver.cancel()
+            await asyncio.wait([self._receiver])
+        if self._stream is not None:
+            self._stream.close()
+
+    async def _open(self, initial_credit: int) -> list[PictureLayout]:
+        """Open a stream, retrying on other encoders, and start receiving."""
+        while True:
+            connection = await self._pool.choose(self._pictures[0].content_hash, self._failed)
+            stream = EncodeStream(connection, self._pool.config, self._pictures, self._hidden_size)
+            try:
+                layouts = await stream.open(self._metadata, self._cache_salt, self._priority, initial_credit)
+            except Unavailable as error:
+                stream.close()
+                self._give_up_on(connection, error)
+                continue
+            except BaseException:
+                stream.close()
+                raise
+            for picture, layout in zip(self._pictures, layouts, strict=True):
+                self._layouts.put(picture.content_hash, layout)
+            self._stream = stream
+            self._receiver = asyncio.create_task(self._receive(stream))
+            return layouts
+
+    async def _reopen(self) -> None:
+        """A tile is wanted and no stream is open: the layout was remembered, or the stream had ended."""
+        try:
+            await self._open(0)
+        except ServingError as error:
+            self._on_error(error)
+            return
+        self._grant_wanted()
+
+    def _grant_wanted(self) -> None:
+        assert self._stream is not None
+        if self._wanted:
+            self._stream.grant(sorted(self._wanted, key=lambda tile: (tile.medium, tile.tile)))
+
+    async def _receive(self, stream: EncodeStream) -> None:
+        try:
+            async for tile, embeds in stream.tiles(is_waiting=lambda: bool(self._wanted)):
+                self._accept(tile, embeds)
+        except Unavailable as error:
+            stream.close()
+            await self._fail_over(stream.connection, error)
+        except ServingError as error:
+            stream.close()
+            self._on_error(error)
+        else:
+            stream.close()
+            if self._wanted:  # asked for after the half-close
+                await self._reopen()
+
+    async def _fail_over(self, connection: EncoderConnection, error: Unavailable) -> None:
+        self._give_up_on(connection, error)
+        if not self._wanted:
+            return
+        try:
+            await self._open(0)
+        except Unavailable:
+            self._on_error(error)
+        except ServingError as other:
+            self._on_error(other)
+        else:
+            self._grant_wanted()
+
+    def _give_up_on(self, connection: EncoderConnection, error: Unavailable) -> None:
+        log.warning("encoder %s failed: %s", connection.target, error.message)
+        connection.mark_dead()
+        self._failed.add(connection.target)
+
+    def _accept(self, tile: TileId, embeds: torch.Tensor) -> None:
+        if tile in self._wanted:
+            self._wanted.remove(tile)
+            self._deliver(tile, embeds)
+        else:
+            self._early[tile] = embeds
+
+    def _deliver(self, tile: TileId, embeds: torch.Tensor) -> None:
+        self.last_tile_ns = time.monotonic_ns()
+        self._on_tile(tile, embeds)

@@ -1,0 +1,276 @@
+"""The engine's event loop: front ends' messages in, one message a step and front end out."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO
+
+from llm_service.engine import Engine, SequenceProgress, StepResult
+from llm_service.frame_socket import FrameSocket, encode_frame
+from llm_service.messages import (
+    AbortChoice,
+    AbortRequest,
+    AddRequest,
+    EngineReady,
+    EngineStats,
+    FromEngine,
+    RequestAccepted,
+    RequestRefused,
+    SequenceOutput,
+    SlotGrant,
+    StepOutput,
+    TileStored,
+    ToEngine,
+)
+from llm_service.sequence import QueueRank, SequenceGroup, VisualTile
+
+MAX_FAILED_STEPS = 3  # in a row; then the process gives up and is restarted from outside
+POLL_S = 0.5  # how often an idle loop looks for a reason to stop
+RETRY_SEND_S = 0.001  # while a front end's socket is full
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _FrontEnd:
+    socket: FrameSocket
+    group_of_request: dict[int, int] = field(default_factory=dict)
+    needs_stats: bool = False
+
+
+@dataclass(frozen=True)
+class _Origin:
+    front_end: _FrontEnd
+    request_id: int
+
+
+class EngineHost:
+    """Serves one engine to any number of front ends on one thread.
+
+    A front end that disappears takes its requests with it; the others do not notice.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        listener: socket.socket,
+        ready: EngineReady,
+        visual_fd: int,
+        max_waiting: int,
+        parent: IO[bytes] | None = None,
+    ) -> None:
+        """`parent` is a pipe whose end of file means that whoever started the engine is gone."""
+        self._engine = engine
+        self._listener = listener
+        self._ready = ready
+        self._visual_fd = visual_fd
+        self._max_waiting = max_waiting
+        self._origins: dict[int, _Origin] = {}
+        self._front_ends: list[_FrontEnd] = []
+        self._next_group_id = 0
+        self._failed_steps = 0
+        self._stopped = False
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        if parent is not None:
+            self._selector.register(parent, selectors.EVENT_READ, self.stop)
+
+    def stop(self) -> None:
+        """Let `run` return after the current step; safe from other threads and signal handlers."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Serve until stopped.  Raises what the engine raises when it fails several steps in a row."""
+        progressed = False
+        while not self._stopped:
+            self._poll(0 if progressed else POLL_S)
+            progressed = self._step() if self._engine.has_work else False
+            self._send_stats()
+        for front_end in self._front_ends:
+            front_end.socket.close()
+
+    def _poll(self, timeout: float) -> None:
+        if any(front_end.socket.has_unsent for front_end in self._front_ends):
+            timeout = min(timeout, RETRY_SEND_S)
+        for key, _ in self._selector.select(timeout):
+            handle: Callable[[], None] = key.data
+            handle()
+        for front_end in list(self._front_ends):
+            self._guard(front_end, front_end.socket.flush)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        socket.send_fds(connection, [encode_frame(self._ready)], [self._visual_fd])
+        front_end = _FrontEnd(FrameSocket(connection, ToEngine))
+        self._front_ends.append(front_end)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(front_end))
+
+    def _read(self, front_end: _FrontEnd) -> None:
+        def handle_all() -> None:
+            for message in front_end.socket.receive():
+                self._handle(front_end, message)
+
+        self._guard(front_end, handle_all)
+
+    def _guard(self, front_end: _FrontEnd, action: Callable[[], object]) -> None:
+        """A broken connection ends its front end, nothing else."""
+        try:
+            action()
+        except ConnectionError as error:
+            log.info("front end left: %s", error)
+            self._drop(front_end)
+
+    def _drop(self, front_end: _FrontEnd) -> None:
+        if front_end not in self._front_ends:
+            return
+        self._front_ends.remove(front_end)
+        self._selector.unregister(front_end.socket)
+        front_end.socket.close()
+        for request_id in list(front_end.group_of_request):
+            self._abort(front_end, request_id)
+
+    def _handle(self, front_end: _FrontEnd, message: ToEngine) -> None:
+        if isinstance(message, AddRequest):
+            self._add(front_end, message)
+        elif isinstance(message, AbortRequest):
+            self._abort(front_end, message.request_id)
+        elif message.request_id in front_end.group_of_request:
+            self._update(front_end, front_end.group_of_request[message.request_id], message)
+
+    def _update(self, front_end: _FrontEnd, group_id: int, message: TileStored | AbortChoice) -> None:
+        if isinstance(message, TileStored):
+            self._engine.scheduler.tile_stored(group_id, message.tile_index)
+            return
+        self._engine.abort_choice(group_id, message.index)
+        front_end.needs_stats = True
+        if group_id not in self._engine.scheduler.groups:
+            self._abort(front_end, message.request_id)
+
+    def _add(self, front_end: _FrontEnd, message: AddRequest) -> None:
+        refusal = self._refusal(message)
+        if refusal is not None:
+            self._send(front_end, refusal)
+            return
+        group_id = self._next_group_id
+        self._next_group_id += 1
+        self._origins[group_id] = _Origin(front_end, message.request_id)
+        front_end.group_of_request[message.request_id] = group_id
+        self._engine.add(_group(group_id, message))
+        self._send(front_end, RequestAccepted(message.request_id))
+
+    def _refusal(self, message: AddRequest) -> RequestRefused | None:
+        if len(self._engine.scheduler.waiting) >= self._max_waiting:
+            text = f"{self._max_waiting} sequences are waiting already"
+            return RequestRefused(message.request_id, "overloaded", text)
+        longest = len(message.prompt_token_ids) + 1
+        if longest > self._ready.max_model_len:
+            text = f"prompt of {longest - 1} tokens does not fit into {self._ready.max_model_len}"
+            return RequestRefused(message.request_id, "context_length_exceeded", text)
+        if any(tile.num_tokens > self._ready.slot_tokens for tile in message.tiles):
+            text = f"a tile has more than {self._ready.slot_tokens} visual tokens"
+            return RequestRefused(message.request_id, "invalid_request", text)
+        return None
+
+    def _abort(self, front_end: _FrontEnd, request_id: int) -> None:
+        group_id = front_end.group_of_request.pop(request_id, None)
+        if group_id is None:
+            return
+        self._engine.abort(group_id)
+        del self._origins[group_id]
+        front_end.needs_stats = True
+
+    def _step(self) -> bool:
+        """False when everything waits for tiles, so that the loop may sleep until one comes."""
+        try:
+            result = self._engine.step()
+        except Exception:
+            self._fail_all()
+            return True
+        self._failed_steps = 0
+        self._publish(result)
+        return result.has_computed
+
+    def _fail_all(self) -> None:
+        """What a failed forward left in the cache is unknown: nobody in the engine can go on."""
+        log.exception("step failed")
+        self._failed_steps += 1
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise
+        for origin in list(self._origins.values()):
+            refusal = RequestRefused(origin.request_id, "internal_error", "the model failed; see the log")
+            self._abort(origin.front_end, origin.request_id)
+            self._send(origin.front_end, refusal)
+        self._engine.scheduler.reset_prefix_cache()
+
+    def _publish(self, result: StepResult) -> None:
+        outputs: dict[_FrontEnd, list[SequenceOutput]] = {}
+        grants: dict[_FrontEnd, list[SlotGrant]] = {}
+        for progress in result.progress:
+            group_id = progress.sequence.group.group_id
+            origin = self._origins[group_id]
+            outputs.setdefault(origin.front_end, []).append(_output(origin.request_id, progress))
+        for grant in result.grants:
+            origin = self._origins[grant.group_id]
+            slot_grant = SlotGrant(origin.request_id, grant.tile_index, grant.slot)
+            grants.setdefault(origin.front_end, []).append(slot_grant)
+        self._forget_finished(result)
+        stats = self._stats()
+        for front_end in outputs.keys() | grants.keys():
+            front_end.needs_stats = False
+            message = StepOutput(outputs.get(front_end, []), grants.get(front_end, []), stats)
+            self._send(front_end, message)
+
+    def _send_stats(self) -> None:
+        """After aborts nothing else would tell a front end that the load has fallen."""
+        for front_end in [front_end for front_end in self._front_ends if front_end.needs_stats]:
+            front_end.needs_stats = False
+            self._send(front_end, StepOutput([], [], self._stats()))
+
+    def _send(self, front_end: _FrontEnd, message: FromEngine) -> None:
+        self._guard(front_end, partial(front_end.socket.send, message))
+
+    def _forget_finished(self, result: StepResult) -> None:
+        for group in {progress.sequence.group for progress in result.progress}:
+            if group.is_finished:
+                origin = self._origins.pop(group.group_id)
+                del origin.front_end.group_of_request[origin.request_id]
+
+    def _stats(self) -> EngineStats:
+        scheduler = self._engine.scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_free_blocks=scheduler.num_free_blocks,
+            num_preemptions=scheduler.num_preemptions,
+        )
+
+
+def _group(group_id: int, message: AddRequest) -> SequenceGroup:
+    return SequenceGroup(
+        group_id=group_id,
+        rank=QueueRank(message.priority, group_id),
+        prompt_token_ids=message.prompt_token_ids,
+        tiles=tuple(VisualTile(tile.key, tile.offset, tile.num_tokens) for tile in message.tiles),
+        params=message.params,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        max_tokens=message.max_tokens,
+        cache_salt=message.cache_salt,
+    )
+
+
+def _output(request_id: int, progress: SequenceProgress) -> SequenceOutput:
+    sequence = progress.sequence
+    return SequenceOutput(
+        request_id=request_id,
+        index=sequence.index,
+        tokens=progress.tokens,
+        finish_reason=sequence.finish_reason.value if sequence.finish_reason else None,
+        num_cached_tokens=sequence.num_cached_tokens,
+        scheduled_ns=progress.scheduled_ns,
+    )

@@ -1,0 +1,197 @@
+"""One rank of the engine as a process: `python -m llm_service.engine_process`.
+
+Reads its settings as one JSON line from stdin and keeps stdin open: when it ends, whoever started the engine
+is gone, and so does the engine.  Rank 0 prints "ready" when front ends may connect.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import msgspec
+import torch
+
+from llm_service import parallel as tensor_parallel
+from llm_service.attention.base import AttentionBackend, select_backend
+from llm_service.block_manager import BlockManager
+from llm_service.capacity import Capacity, plan_capacity, resolve_device, resolve_dtype
+from llm_service.config import EngineConfig
+from llm_service.engine import Engine, Runner
+from llm_service.engine_host import EngineHost
+from llm_service.kv_cache import KVCache
+from llm_service.messages import EngineReady
+from llm_service.model.config import DecoderConfig
+from llm_service.model.decoder import Decoder
+from llm_service.model.weights import load_decoder
+from llm_service.model_runner import ModelRunner
+from llm_service.parallel import TensorParallel
+from llm_service.ranks import ParallelRunner, RankClient, RankServer, RankSetup
+from llm_service.sampler import Sampler
+from llm_service.scheduler import Scheduler, SchedulerConfig
+from llm_service.visual_memory import VisualMemory
+from llm_service.visual_store import VisualStore
+from protos.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from protos.malloc import tune_malloc
+from protos.preprocessing import Preprocessing
+
+READY_LINE = "ready"
+
+log = logging.getLogger(__name__)
+
+
+class EngineSettings(msgspec.Struct, frozen=True):
+    model: str
+    engine: EngineConfig
+    rank: int
+    socket_path: str  # where rank 0 listens for front ends
+    ranks_path: str  # where rank 0 listens for the other ranks
+    rendezvous_path: str  # file through which the ranks find each other
+    log_level: str
+
+
+class _Rank:
+    """What every rank builds before it knows the capacity."""
+
+    def __init__(self, settings: EngineSettings, checkpoint: Checkpoint) -> None:
+        config = settings.engine
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.device = resolve_device(config.device, settings.rank)
+        self.dtype = resolve_dtype(config.dtype, checkpoint)
+        self.model_config = DecoderConfig.from_checkpoint(checkpoint)
+        self.parallel: TensorParallel = tensor_parallel.init(
+            settings.rank,
+            config.tensor_parallel_size,
+            f"file://{settings.rendezvous_path}",
+            self.device,
+        )
+        self.backend: AttentionBackend = select_backend(config.attention_backend, self.device)
+        self.decoder: Decoder = load_decoder(
+            checkpoint,
+            self.model_config,
+            self.parallel,
+            self.backend,
+            self.device,
+            self.dtype,
+            config.load_format,
+        )
+
+    def runner(self, num_blocks: int, memory: VisualMemory) -> ModelRunner:
+        kv_cache = KVCache.allocate(
+            self.model_config, num_blocks, self.backend.block_size, self.parallel, self.dtype, self.device
+        )
+        return ModelRunner(self.decoder, kv_cache, self.backend, memory, self.device)
+
+    def memory(self, fd: int, setup: RankSetup) -> VisualMemory:
+        size = self.model_config.hidden_size
+        return VisualMemory(fd, setup.num_slots, setup.slot_tokens, size, self.dtype)
+
+
+def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint) -> None:
+    config = settings.engine
+    ranks = (
+        RankServer(Path(settings.ranks_path), config.tensor_parallel_size - 1)
+        if config.tensor_parallel_size > 1
+        else None
+    )
+    listener = _listen(Path(settings.socket_path))
+    rank = _Rank(settings, checkpoint)
+    capacity = plan_capacity(
+        config,
+        rank.model_config,
+        Preprocessing.from_checkpoint(checkpoint).tokens_per_tile,
+        rank.backend.block_size,
+        rank.dtype,
+        rank.device,
+        rank.parallel,
+    )
+    memory = VisualMemory.create(
+        capacity.num_slots, capacity.slot_tokens, rank.model_config.hidden_size, rank.dtype
+    )
+    if ranks is not None:
+        setup = RankSetup(capacity.num_blocks, capacity.num_slots, capacity.slot_tokens)
+        ranks.send_setup(setup, memory.fd)
+    local = rank.runner(capacity.num_blocks, memory)
+    runner: Runner = local if ranks is None else ParallelRunner(local, ranks)
+    engine = build_engine(config, capacity, rank.backend.block_size, runner, rank.device)
+    ready = _ready(rank, capacity)
+    host = EngineHost(engine, listener, ready, memory.fd, config.max_waiting, sys.stdin.buffer)
+    log.info(
+        "engine ready: %d KV blocks of %d tokens, context %d, %d visual slots, %s on %s",
+        capacity.num_blocks,
+        rank.backend.block_size,
+        capacity.max_model_len,
+        capacity.num_slots,
+        rank.dtype,
+        rank.device,
+    )
+    print(READY_LINE, flush=True)
+    host.run()
+
+
+def run_other_rank(settings: EngineSettings, checkpoint: Checkpoint) -> None:
+    rank = _Rank(settings, checkpoint)
+    client = RankClient(Path(settings.ranks_path))
+    setup, fd = client.receive_setup()
+    runner = rank.runner(setup.num_blocks, rank.memory(fd, setup))
+    for step in client.steps():
+        runner.forward(step)
+
+
+def build_engine(
+    config: EngineConfig, capacity: Capacity, block_size: int, runner: Runner, device: torch.device
+) -> Engine:
+    store = VisualStore(capacity.num_slots)
+    blocks = BlockManager(capacity.num_blocks, block_size, config.enable_prefix_caching)
+    scheduler_config = SchedulerConfig(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=capacity.max_model_len,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+    )
+    return Engine(Scheduler(scheduler_config, blocks, store), store, runner, Sampler(device))
+
+
+def _ready(rank: _Rank, capacity: Capacity) -> EngineReady:
+    return EngineReady(
+        max_model_len=capacity.max_model_len,
+        vocab_size=rank.model_config.vocab_size,
+        hidden_size=rank.model_config.hidden_size,
+        dtype=str(rank.dtype).removeprefix("torch."),
+        num_slots=capacity.num_slots,
+        slot_tokens=capacity.slot_tokens,
+        num_blocks=capacity.num_blocks,
+        block_size=rank.backend.block_size,
+    )
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
+    listener.listen(16)
+    return listener
+
+
+def main() -> None:
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSettings)
+    logging.basicConfig(
+        level=settings.log_level, format=f"%(asctime)s engine[{settings.rank}] %(levelname)s %(message)s"
+    )
+    tune_malloc()
+    run = run_rank_zero if settings.rank == 0 else run_other_rank
+    try:
+        run(settings, open_checkpoint(settings.model))
+    except (CheckpointError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

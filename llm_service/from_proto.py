@@ -1,0 +1,171 @@
+"""Requests of the contract to plain values, with every limit that can be checked without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from llm_service.generation import GenerationInput, ImageInput
+from llm_service.prompt import ImagePart, Message, TextPart
+from llm_service.sampling_params import SamplingParams
+from protos import encoder_pb2, language_model_pb2
+from protos.errors import InvalidRequest
+from protos.preprocessing import Preprocessing
+from protos.request_context import Metadata
+
+MAX_CACHE_SALT_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    vocab_size: int
+    max_images: int
+    max_image_tiles: int
+    max_request_bytes: int
+
+
+def generation_from_proto(
+    request: language_model_pb2.GenerateRequest,
+    preprocessing: Preprocessing,
+    limits: RequestLimits,
+    metadata: Metadata,
+) -> GenerationInput:
+    """Raises InvalidRequest naming the first field that is wrong."""
+    if bool(request.messages) == bool(request.prompt_token_ids):
+        raise InvalidRequest("give either messages or prompt_token_ids", field="messages")
+    if len(request.cache_salt) > MAX_CACHE_SALT_BYTES:
+        raise InvalidRequest(f"cache_salt: at most {MAX_CACHE_SALT_BYTES} bytes", field="cache_salt")
+    params = sampling_params_from_proto(request.sampling)
+    params.validate(limits.vocab_size)
+    _check_token_ids(request.prompt_token_ids, limits.vocab_size)
+    messages = messages_from_proto(request.messages)
+    images = list(_images(request.messages, preprocessing, limits))
+    _check_images(images, limits)
+    return GenerationInput(
+        messages=messages,
+        prompt_token_ids=list(request.prompt_token_ids),
+        images=images,
+        params=params,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+        metadata=metadata,
+    )
+
+
+def messages_from_proto(messages: Iterable[language_model_pb2.Message]) -> list[Message]:
+    """Images are numbered in the order they appear.  Raises InvalidRequest for an empty part."""
+    indexes = count()
+    return [
+        Message(
+            message.role,
+            tuple(
+                _part(part, indexes, f"messages[{position}].parts[{number}]")
+                for number, part in enumerate(message.parts)
+            ),
+        )
+        for position, message in enumerate(messages)
+    ]
+
+
+def sampling_params_from_proto(sampling: language_model_pb2.SamplingParams) -> SamplingParams:
+    """Unset fields take the defaults that the contract states."""
+    defaults = SamplingParams()
+    optional = {
+        name: getattr(sampling, name) if sampling.HasField(name) else getattr(defaults, name)
+        for name in (
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "repetition_penalty",
+            "seed",
+            "n",
+            "logprobs",
+            "skip_special_tokens",
+        )
+    }
+    return SamplingParams(
+        **optional,
+        min_tokens=sampling.min_tokens,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        include_stop_str_in_output=sampling.include_stop_str_in_output,
+    )
+
+
+def _part(part: language_model_pb2.Part, indexes: Iterator[int], field: str) -> TextPart | ImagePart:
+    kind = part.WhichOneof("part")
+    if kind == "text":
+        return TextPart(part.text)
+    if kind == "image":
+        return ImagePart(next(indexes))
+    raise InvalidRequest("a part must be text or image", field=field)
+
+
+def _images(
+    messages: Iterable[language_model_pb2.Message], preprocessing: Preprocessing, limits: RequestLimits
+) -> Iterator[ImageInput]:
+    for position, message in enumerate(messages):
+        for number, part in enumerate(message.parts):
+            if part.WhichOneof("part") == "image":
+                field = f"messages[{position}].parts[{number}].image"
+                yield _image(part.image, preprocessing, limits, field)
+
+
+def _image(
+    image: language_model_pb2.Image, preprocessing: Preprocessing, limits: RequestLimits, field: str
+) -> ImageInput:
+    if not image.data:
+        raise InvalidRequest("the picture is empty", field=f"{field}.data")
+    tiling = image.tiling
+    min_tiles = _tiles(tiling, "min_tiles", preprocessing.min_tiles, limits, field)
+    max_tiles = _tiles(tiling, "max_tiles", max(preprocessing.max_tiles, min_tiles), limits, field)
+    if not tiling.HasField("min_tiles"):
+        min_tiles = min(min_tiles, max_tiles)
+    if min_tiles > max_tiles:
+        raise InvalidRequest(
+            f"min_tiles is {min_tiles}, must be at most max_tiles ({max_tiles})",
+            field=f"{field}.tiling.min_tiles",
+        )
+    thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else preprocessing.use_thumbnail
+    return ImageInput(image.data, min_tiles, max_tiles, thumbnail, field)
+
+
+def _tiles(
+    tiling: encoder_pb2.TilingOptions, name: str, default: int, limits: RequestLimits, field: str
+) -> int:
+    value: int = getattr(tiling, name) if tiling.HasField(name) else default
+    if not 1 <= value <= max(limits.max_image_tiles, default):
+        raise InvalidRequest(
+            f"{name} is {value}, must be in [1, {limits.max_image_tiles}]", field=f"{field}.tiling.{name}"
+        )
+    return value
+
+
+def _check_images(images: list[ImageInput], limits: RequestLimits) -> None:
+    if len(images) > limits.max_images:
+        raise InvalidRequest(
+            f"{len(images)} pictures, at most {limits.max_images} are allowed",
+            field=images[limits.max_images].field,
+        )
+    num_bytes = sum(len(image.data) for image in images)
+    if num_bytes > limits.max_request_bytes:
+        raise InvalidRequest(
+            f"{num_bytes} bytes of pictures, at most {limits.max_request_bytes} are allowed",
+            field=images[-1].field,
+        )
+
+
+def _check_token_ids(token_ids: Iterable[int], vocab_size: int) -> None:
+    for position, token_id in enumerate(token_ids):
+        if token_id >= vocab_size:
+            raise InvalidRequest(
+                f"token id {token_id} is outside [0, {vocab_size - 1}]",
+                field=f"prompt_token_ids[{position}]",
+            )

@@ -1,0 +1,294 @@
+"""Which tokens of which sequences the next step computes, and which tiles may come in.
+
+One token budget a step is shared by decodes and prefill chunks.  Blocks are taken per scheduled chunk;
+when they run out, the youngest sequences give theirs up and are recomputed later.  A sequence runs up to
+its first visual token that has not arrived, and no further.  Knows neither tensors nor IO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from llm_service.block_manager import BlockManager
+from llm_service.sequence import (
+    FinishReason,
+    Sequence,
+    SequenceGroup,
+    SequenceStatus,
+    TileKey,
+)
+from llm_service.visual_store import VisualStore
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    long_prefill_token_threshold: int = 0  # most prompt tokens of one sequence in a step; 0: no limit
+
+
+@dataclass(frozen=True)
+class TileGrant:
+    """The front end of the group may write the tile into the slot."""
+
+    group_id: int
+    tile_index: int  # index into SequenceGroup.tiles
+    slot: int
+
+
+@dataclass
+class Schedule:
+    """One step: how many new tokens of each sequence are computed."""
+
+    num_new_tokens: dict[Sequence, int] = field(default_factory=dict)
+    num_tokens: int = 0  # sum over sequences
+    grants: list[TileGrant] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.num_new_tokens
+
+    def add(self, sequence: Sequence, count: int) -> None:
+        self.num_new_tokens[sequence] = count
+        self.num_tokens += count
+
+    def discard(self, sequence: Sequence) -> None:
+        self.num_tokens -= self.num_new_tokens.pop(sequence, 0)
+
+    def sampled(self) -> list[Sequence]:
+        """Sequences whose newest token is computed in this step, in batch order."""
+        return [
+            sequence
+            for sequence, count in self.num_new_tokens.items()
+            if sequence.num_computed_tokens + count == sequence.num_tokens
+        ]
+
+
+class Scheduler:
+    def __init__(self, config: SchedulerConfig, blocks: BlockManager, store: VisualStore) -> None:
+        self._config = config
+        self._blocks = blocks
+        self._store = store
+        self.groups: dict[int, SequenceGroup] = {}
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, group: SequenceGroup) -> None:
+        """The caller has checked that prompt and max_tokens fit into max_model_len."""
+        group.sequences = [Sequence(group, index) for index in range(group.params.n)]
+        self.groups[group.group_id] = group
+        self.waiting.extend(group.sequences)
+
+    def abort(self, group_id: int) -> None:
+        """Free everything the group holds; unknown ids are ignored (it may just have finished)."""
+        group = self.groups.get(group_id)
+        if group is None:
+            return
+        for sequence in group.sequences:
+            self.finish(sequence, FinishReason.ABORT)
+
+    def tile_stored(self, group_id: int, tile_index: int) -> None:
+        """The front end has written a granted slot; unknown ids are ignored, as in `abort`."""
+        if group_id in self.groups:
+            self._store.store(self.groups[group_id].tiles[tile_index].key, group_id)
+
+    def schedule(self) -> Schedule:
+        schedule = Schedule()
+        budget = self._config.max_num_batched_tokens
+        self.running.sort(key=lambda sequence: sequence.rank)
+        decodes = [sequence for sequence in self.running if sequence.is_decoding]
+        prefills = [sequence for sequence in self.running if not sequence.is_decoding]
+        for sequence in decodes + prefills:
+            if sequence.status is SequenceStatus.RUNNING:  # an older one may have preempted it meanwhile
+                self._schedule_running(sequence, schedule, budget)
+        self._admit(schedule, budget)
+        schedule.grants = list(self._grant_tiles(schedule))
+        return schedule
+
+    def postprocess(self, schedule: Schedule, sampled: Mapping[Sequence, int]) -> list[Sequence]:
+        """Count the computed tokens, append the sampled ones; returns the sequences that finished."""
+        for sequence, count in schedule.num_new_tokens.items():
+            before = sequence.num_computed_tokens
+            sequence.num_computed_tokens += count
+            self._blocks.publish(sequence, before)
+        finished = []
+        for sequence, token_id in sampled.items():
+            sequence.append(token_id)
+            reason = self._finish_reason(sequence, token_id)
+            if reason is not None:
+                self.finish(sequence, reason)
+                finished.append(sequence)
+        return finished
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Free what the sequence holds, and its group's visual tokens with the last one."""
+        if sequence.is_finished:
+            return
+        queue = self.running if sequence.status is SequenceStatus.RUNNING else self.waiting
+        queue.remove(sequence)
+        self._blocks.free(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        if sequence.group.is_finished:
+            self._store.leave(sequence.group.group_id)
+            del self.groups[sequence.group.group_id]
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._blocks.num_free_blocks
+
+    def reset_prefix_cache(self) -> None:
+        self._blocks.reset_prefix_cache()
+
+    def check(self) -> None:
+        """Assert that blocks and slots are whole; cheap enough for every step of a test."""
+        self._blocks.check(self.running)
+        assert not any(sequence.block_table for sequence in self.waiting)
+        self._store.check(set(self.groups))
+
+    def _schedule_running(self, sequence: Sequence, schedule: Schedule, budget: int) -> None:
+        count = self._chunk(sequence, budget - schedule.num_tokens)
+        if count == 0:
+            return
+        while not self._blocks.allocate(sequence, sequence.num_computed_tokens + count):
+            victim = self._victim(sequence)
+            self._preempt(victim, schedule)
+            if victim is sequence:
+                return
+        schedule.add(sequence, count)
+
+    def _admit(self, schedule: Schedule, budget: int) -> None:
+        self.waiting.sort(key=lambda sequence: sequence.rank)
+        for sequence in list(self.waiting):
+            left = budget - schedule.num_tokens
+            if left <= 0 or len(self.running) >= self._config.max_num_seqs:
+                return
+            if self._waits_for_sibling(sequence):
+                continue
+            if not self._admit_one(sequence, schedule, left):
+                return
+
+    def _admit_one(self, sequence: Sequence, schedule: Schedule, left: int) -> bool:
+        """False when blocks are short: those behind must not overtake."""
+        sequence.num_computed_tokens = self._blocks.attach_cached_prefix(sequence)
+        count = self._chunk(sequence, left)
+        if count and self._blocks.allocate(sequence, sequence.num_computed_tokens + count):
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            sequence.status = SequenceStatus.RUNNING
+            if not sequence.was_scheduled:
+                sequence.was_scheduled = True
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+            schedule.add(sequence, count)
+            return True
+        self._blocks.free(sequence)
+        sequence.num_computed_tokens = 0
+        return count == 0  # it waits for a tile: let others run
+
+    def _waits_for_sibling(self, sequence: Sequence) -> bool:
+        """The first choice computes the prompt once; the others read it from the prefix cache."""
+        first = sequence.group.sequences[0]
+        return (
+            self._blocks.enable_prefix_caching
+            and sequence is not first
+            and not first.is_finished
+            and first.num_output_tokens == 0
+        )
+
+    def _chunk(self, sequence: Sequence, left: int) -> int:
+        """New tokens to compute: up to the budget, the chunk limit and the first missing visual token."""
+        start = sequence.num_computed_tokens
+        end = sequence.num_tokens
+        if not sequence.is_decoding and self._config.long_prefill_token_threshold:
+            end = min(end, start + self._config.long_prefill_token_threshold)
+        end = min(end, start + left)
+        for tile in sequence.tiles_between(start, end):
+            if self._store.slot_of(tile.key) is None:
+                return max(tile.offset - start, 0)
+        return max(end - start, 0)
+
+    def _victim(self, sequence: Sequence) -> Sequence:
+        """The youngest sequence behind this one, text-only ones first; else the sequence itself."""
+        younger = [other for other in self.running if other.rank > sequence.rank]
+        text_only = [other for other in younger if not other.group.tiles]
+        return max(text_only or younger or [sequence], key=lambda other: other.rank)
+
+    def _preempt(self, victim: Sequence, schedule: Schedule) -> None:
+        schedule.discard(victim)
+        self._blocks.free(victim)
+        victim.num_computed_tokens = 0
+        victim.status = SequenceStatus.WAITING
+        self.running.remove(victim)
+        self.waiting.append(victim)
+        self.num_preemptions += 1
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        group = sequence.group
+        is_stop = token_id in group.stop_token_ids and sequence.num_output_tokens > group.params.min_tokens
+        if is_stop:
+            return FinishReason.STOP
+        full = sequence.num_tokens >= self._config.max_model_len
+        if full or sequence.num_output_tokens >= group.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _grant_tiles(self, schedule: Schedule) -> Iterator[TileGrant]:
+        """Grants follow the queue: the oldest group that misses a tile can always obtain a slot."""
+        for group in self._groups_by_rank():
+            for tile_index in self._missing_tiles(group):
+                key = group.tiles[tile_index].key
+                slot = self._store.grant(key, group.group_id)
+                if slot is None and self._make_room(group, schedule):
+                    slot = self._store.grant(key, group.group_id)
+                if slot is None:
+                    return
+                yield TileGrant(group.group_id, tile_index, slot)
+
+    def _groups_by_rank(self) -> list[SequenceGroup]:
+        return sorted((group for group in self.groups.values() if group.tiles), key=lambda group: group.rank)
+
+    def _missing_tiles(self, group: SequenceGroup) -> Iterator[int]:
+        """Tiles that some choice still has to read and that nobody is fetching."""
+        start = self._num_tokens_read(group)
+        for tile_index, tile in enumerate(group.tiles):
+            if tile.end > start and not self._store.join(tile.key, group.group_id):
+                yield tile_index
+
+    def _num_tokens_read(self, group: SequenceGroup) -> int:
+        """Prompt tokens that no choice has to compute any more."""
+        return min(self._progress(sequence) for sequence in group.sequences if not sequence.is_finished)
+
+    def _progress(self, sequence: Sequence) -> int:
+        """A waiting sequence counts what the prefix cache holds for it."""
+        if sequence.status is SequenceStatus.RUNNING:
+            return sequence.num_computed_tokens
+        return self._blocks.num_cached_tokens(sequence)
+
+    def _make_room(self, group: SequenceGroup, schedule: Schedule) -> bool:
+        """Evict a tile that all have read, else one that only groups behind this one wait to read.
+
+        They are granted it again later.  What this step's forward reads stays.
+        """
+        groups = self._groups_by_rank()
+        first_reader: dict[TileKey, int] = {}
+        for place, reader in enumerate(groups):
+            start = self._num_tokens_read(reader)
+            for tile in reader.tiles:
+                if tile.end > start:
+                    first_reader.setdefault(tile.key, place)
+        for sequence, count in schedule.num_new_tokens.items():
+            start = sequence.num_computed_tokens
+            for tile in sequence.tiles_between(start, start + count):
+                first_reader[tile.key] = -1
+        own_place = groups.index(group)
+
+        def penalty(key: TileKey) -> float | None:
+            place = first_reader.get(key)
+            if place is None:
+                return float("inf")
+            return place if place > own_place else None
+
+        return self._store.evict_least_needed(penalty)

@@ -1,0 +1,122 @@
+"""What the scheduler schedules: one choice of one request, and the group of its siblings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import total_ordering
+
+from llm_service.sampling_params import SamplingParams
+
+TileKey = bytes  # cache salt, content hash and tile number: names the visual tokens of one tile
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True)
+class VisualTile:
+    """Prompt positions [offset, offset + num_tokens) hold the visual tokens of one tile."""
+
+    key: TileKey
+    offset: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.num_tokens
+
+
+@total_ordering
+@dataclass(frozen=True)
+class QueueRank:
+    """Place in the queue: lower priority numbers first, then first come, first served."""
+
+    priority: int
+    arrival: int
+
+    def __lt__(self, other: QueueRank) -> bool:
+        return (self.priority, self.arrival) < (other.priority, other.arrival)
+
+
+@dataclass(eq=False)
+class SequenceGroup:
+    """The `n` choices of one request.  They share the prompt and its visual tokens."""
+
+    group_id: int
+    rank: QueueRank
+    prompt_token_ids: list[int]
+    tiles: tuple[VisualTile, ...]  # by offset
+    params: SamplingParams
+    stop_token_ids: frozenset[int]  # tokens that end a choice, end of sequence included
+    max_tokens: int
+    cache_salt: bytes = b""
+    sequences: list[Sequence] = field(default_factory=list)
+
+    def text_token_ids(self) -> list[int]:
+        """The prompt without its visual positions."""
+        ids, end = [], 0
+        for tile in self.tiles:
+            ids += self.prompt_token_ids[end : tile.offset]
+            end = tile.end
+        return ids + self.prompt_token_ids[end:]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sequence.is_finished for sequence in self.sequences)
+
+
+class Sequence:
+    """One choice: prompt and generated tokens, how many of them are in the KV cache, and where."""
+
+    def __init__(self, group: SequenceGroup, index: int) -> None:
+        self.group = group
+        self.index = index
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.token_ids = list(group.prompt_token_ids)
+        self.output_token_ids: list[int] = []
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0  # tokens whose keys and values are in the cache
+        self.num_cached_tokens = 0  # of the prompt, read from the prefix cache at first admission
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []  # of full blocks of token_ids, as far as they were needed
+        self.was_scheduled = False
+
+    @property
+    def rank(self) -> tuple[QueueRank, int]:
+        return self.group.rank, self.index
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.output_token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Only the newest token is missing from the cache."""
+        return self.num_tokens - self.num_computed_tokens == 1 and self.num_output_tokens > 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)
+
+    def tiles_between(self, start: int, end: int) -> list[VisualTile]:
+        """Tiles with a position in [start, end)."""
+        return [tile for tile in self.group.tiles if tile.offset < end and tile.end > start]

@@ -1,0 +1,194 @@
+"""LanguageModel of the contract: protobuf in, protobuf out, and the life of the service's process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from llm_service.config import LLMConfig
+from llm_service.encoder_pool import EncoderPool
+from llm_service.encoding import LayoutCache
+from llm_service.engine_client import EngineClient
+from llm_service.engine_processes import EngineProcesses
+from llm_service.from_proto import RequestLimits, generation_from_proto, messages_from_proto
+from llm_service.generation import Backends, Generation
+from llm_service.prompt import ImagePart, Message, PromptBuilder
+from llm_service.to_proto import event_to_proto
+from llm_service.tokenizer import load_tokenizer
+from protos import encoder_pb2, language_model_pb2, language_model_pb2_grpc
+from protos.checkpoint import Checkpoint, open_checkpoint
+from protos.errors import InvalidRequest, Unavailable, rpc_errors
+from protos.fingerprint import FingerprintBase
+from protos.preprocessing import Preprocessing
+from protos.request_context import outgoing_metadata, request_id_of
+from protos.server import Server, wait_for_shutdown
+
+SERVICE_NAME = language_model_pb2.DESCRIPTOR.services_by_name["LanguageModel"].full_name
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
+    """Generate, Tokenize, Detokenize, GetModel."""
+
+    def __init__(self, config: LLMConfig, preprocessing: Preprocessing, backends: Backends) -> None:
+        self._config = config
+        self._preprocessing = preprocessing
+        self._backends = backends
+        self._limits = RequestLimits(
+            vocab_size=backends.engine.ready.vocab_size,
+            max_images=config.max_images,
+            max_image_tiles=config.max_image_tiles,
+            max_request_bytes=config.max_request_bytes,
+        )
+
+    async def Generate(
+        self, request: language_model_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[language_model_pb2.GenerateResponse]:
+        request_id = request_id_of(context, request.request_id)
+        metadata = outgoing_metadata(request_id, tuple(context.invocation_metadata() or ()))
+        async with rpc_errors(context):
+            plain = generation_from_proto(request, self._preprocessing, self._limits, metadata)
+            self._refuse_placeholders(plain.prompt_token_ids)
+            events = Generation(plain, self._backends).run()
+            try:
+                async for event in events:
+                    yield event_to_proto(event, request_id)
+            finally:
+                # Now, not when the collector finds the generator: blocks and slots hang on it.
+                await events.aclose()
+
+    async def Tokenize(
+        self, request: language_model_pb2.TokenizeRequest, context: Context
+    ) -> language_model_pb2.TokenizeResponse:
+        async with rpc_errors(context):
+            if request.WhichOneof("input") == "messages":
+                messages = messages_from_proto(request.messages.messages)
+                token_ids = self._backends.prompts.build(_text_only(messages), []).token_ids
+            else:
+                token_ids = self._backends.tokenizer.encode_plain(request.text)
+            return language_model_pb2.TokenizeResponse(token_ids=token_ids)
+
+    async def Detokenize(
+        self, request: language_model_pb2.DetokenizeRequest, context: Context
+    ) -> language_model_pb2.DetokenizeResponse:
+        async with rpc_errors(context):
+            for position, token_id in enumerate(request.token_ids):
+                if token_id >= self._limits.vocab_size:
+                    raise InvalidRequest(
+                        f"token id {token_id} is outside [0, {self._limits.vocab_size - 1}]",
+                        field=f"token_ids[{position}]",
+                    )
+            text = self._backends.tokenizer.decode(request.token_ids, request.skip_special_tokens)
+            return language_model_pb2.DetokenizeResponse(text=text)
+
+    async def GetModel(
+        self, request: language_model_pb2.GetLanguageModelRequest, context: Context
+    ) -> language_model_pb2.GetLanguageModelResponse:
+        ready, stats = self._backends.engine.ready, self._backends.engine.stats
+        preprocessing = self._preprocessing
+        return language_model_pb2.GetLanguageModelResponse(
+            model=self._config.model_name,
+            max_model_len=ready.max_model_len,
+            max_images=self._config.max_images,
+            max_request_bytes=self._config.max_request_bytes,
+            tokens_per_tile=preprocessing.tokens_per_tile,
+            tiling=encoder_pb2.TilingOptions(
+                min_tiles=preprocessing.min_tiles,
+                max_tiles=preprocessing.max_tiles,
+                use_thumbnail=preprocessing.use_thumbnail,
+            ),
+            max_tiles=self._config.max_image_tiles,
+            encoders_ready=self._backends.encoders.num_ready,
+            sequences_running=stats.num_running,
+            sequences_waiting=stats.num_waiting,
+            kv_cache_usage=1 - stats.num_free_blocks / ready.num_blocks,
+        )
+
+    def _refuse_placeholders(self, prompt_token_ids: list[int]) -> None:
+        context_id = self._backends.prompts.context_id
+        if context_id in prompt_token_ids:
+            raise InvalidRequest(
+                f"token id {context_id} stands for visual tokens; pictures go into messages",
+                field=f"prompt_token_ids[{prompt_token_ids.index(context_id)}]",
+            )
+
+
+def _text_only(messages: list[Message]) -> list[Message]:
+    for position, message in enumerate(messages):
+        for number, part in enumerate(message.parts):
+            if isinstance(part, ImagePart):
+                raise InvalidRequest(
+                    "pictures cannot be tokenized", field=f"messages[{position}].parts[{number}]"
+                )
+    return messages
+
+
+async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
+    """Run the service until SIGTERM or SIGINT.
+
+    Raises:
+        CheckpointError, ValueError, OSError: it cannot start as configured.
+        Unavailable: the engine did not start, or ended while requests were served.
+    """
+    async with AsyncExitStack() as stack:
+        checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
+        server = Server(config.server, [SERVICE_NAME])
+        engine = await _join_or_start_engine(config, stack)
+        backends = _backends(config, checkpoint, engine)
+        backends.encoders.start()
+        stack.push_async_callback(backends.encoders.close)
+        servicer = LanguageModelServicer(config, Preprocessing.from_checkpoint(checkpoint), backends)
+        language_model_pb2_grpc.add_LanguageModelServicer_to_server(servicer, server.grpc)
+        port = await server.start()
+        await server.set_serving()
+        on_ready(port)
+        await _serve_until_end(server, engine)
+
+
+async def _serve_until_end(server: Server, engine: EngineClient) -> None:
+    """Drain at a signal; raise when the engine goes first."""
+    shutdown = asyncio.create_task(wait_for_shutdown())
+    engine_closed = asyncio.create_task(engine.wait_closed())
+    try:
+        await asyncio.wait((shutdown, engine_closed), return_when=asyncio.FIRST_COMPLETED)
+        if engine_closed.done():
+            await server.set_serving(False)
+            raise Unavailable("the engine ended; see its message above")
+    finally:
+        shutdown.cancel()
+        engine_closed.cancel()
+        await server.stop()
+
+
+async def _join_or_start_engine(config: LLMConfig, stack: AsyncExitStack) -> EngineClient:
+    if config.engine_socket and Path(config.engine_socket).exists():
+        engine = await EngineClient.connect(Path(config.engine_socket))
+        log.info("joined the engine at %s", config.engine_socket)
+    else:
+        processes = EngineProcesses(config.model, config.engine, config.engine_socket)
+        stack.push_async_callback(processes.stop)
+        await processes.start()
+        engine = await EngineClient.connect(processes.socket_path)
+    stack.push_async_callback(engine.close)
+    return engine
+
+
+def _backends(config: LLMConfig, checkpoint: Checkpoint, engine: EngineClient) -> Backends:
+    tokenizer = load_tokenizer(checkpoint.folder)
+    return Backends(
+        engine=engine,
+        encoders=EncoderPool(config.encoder_pool, FingerprintBase(checkpoint)),
+        layouts=LayoutCache(),
+        tokenizer=tokenizer,
+        prompts=PromptBuilder.from_checkpoint(checkpoint, tokenizer),
+        request_timeout_s=config.request_timeout_s,
+    )

@@ -1,0 +1,227 @@
+"""Chat templates: turns of a conversation to the one string the model was trained on.
+
+The original checkpoints name a template whose text is data here (upstream: conversation.py, which is
+never executed); the -HF checkpoints carry a Jinja template, rendered in transformers' sandbox.
+Knows nothing about tokens and how many of them an image takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
+from protos.errors import InvalidRequest
+
+IMAGE_MARKER = "<image>"
+END_OF_TURN = "<|im_end|>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: texts in order, None where an image stands."""
+
+    role: str
+    content: tuple[str | None, ...]
+
+
+class ChatTemplate(Protocol):
+    """Renders turns up to where the assistant's answer begins."""
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        """Tokens that end the assistant's turn."""
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The prompt with an image marker (`<image>` or `<IMG_CONTEXT>`) for every image."""
+
+
+@dataclass(frozen=True)
+class ConversationTemplate:
+    """A template of the original format: every turn is prefix + content + suffix."""
+
+    system_prefix: str
+    system_message: str
+    system_suffix: str
+    user_prefix: str
+    user_suffix: str
+    assistant_prefix: str
+    assistant_suffix: str
+    answer_prefix: str
+    stop_tokens: tuple[str, ...]
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The default system message stands in unless the first turn is the caller's own.
+
+        Raises:
+            InvalidRequest: a system message that is not the first message.
+        """
+        own_system = turns[0].role == "system"
+        system = _join(turns[0].content) if own_system else self.system_message
+        text = self.system_prefix + system + self.system_suffix
+        for position, turn in enumerate(turns):
+            if turn.role != "system":
+                text += self._turn(turn)
+            elif position > 0:
+                message = "the system message must be the first message"
+                raise InvalidRequest(message, field=f"messages[{position}].role")
+        return text + self.answer_prefix
+
+    def _turn(self, turn: Turn) -> str:
+        if turn.role == "user":
+            return self.user_prefix + _join(turn.content) + self.user_suffix
+        return self.assistant_prefix + _join(turn.content) + self.assistant_suffix
+
+
+@dataclass(frozen=True)
+class JinjaTemplate:
+    """A Jinja chat template; `variables` are the tokenizer's named tokens (`bos_token`, ...)."""
+
+    source: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        return (END_OF_TURN,) if END_OF_TURN in self.source else ()
+
+    def render(self, turns: Sequence[Turn]) -> str:
+        """
+        Raises:
+            InvalidRequest: the template refuses the conversation, as some do for an order of roles.
+        """
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        messages = [{"role": turn.role, "content": _jinja_content(turn)} for turn in turns]
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[messages],
+                chat_template=self.source,
+                add_generation_prompt=True,
+                **self.variables,
+            )
+        except TemplateError as error:
+            message = "the model's chat template does not accept this conversation"
+            raise InvalidRequest(message, field="messages") from error
+        return str(rendered[0])
+
+
+def _join(content: Sequence[str | None]) -> str:
+    return "".join(f"{IMAGE_MARKER}\n" if text is None else text for text in content)
+
+
+def _jinja_content(turn: Turn) -> str | list[dict[str, str]]:
+    """A string where there is no image, so that templates of text-only tokenizers work too."""
+    if None not in turn.content:
+        return "".join(text for text in turn.content if text is not None)
+    return [{"type": "image"} if text is None else {"type": "text", "text": text} for text in turn.content]
+
+
+def _chatml(separator: str, system_message: str, stop_tokens: tuple[str, ...]) -> ConversationTemplate:
+    return ConversationTemplate(
+        system_prefix="<|im_start|>system\n",
+        system_message=system_message,
+        system_suffix=separator,
+        user_prefix="<|im_start|>user\n",
+        user_suffix=separator,
+        assistant_prefix="<|im_start|>assistant\n",
+        assistant_suffix=separator,
+        answer_prefix="<|im_start|>assistant\n",
+        stop_tokens=stop_tokens,
+    )
+
+
+# The comma after "InternVL" is ASCII with a space, the others are full-width: upstream's spelling.
+_INTERNVL2_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
+    "英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+_INTERNVL2_5_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，"
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+# Upstream: internvl_chat/internvl/conversation.py. Only internvl2_5 has a newline after the end of a turn.
+CONVERSATION_TEMPLATES: Mapping[str, ConversationTemplate] = {
+    "internvl_zh": ConversationTemplate(
+        system_prefix="",
+        system_message="",
+        system_suffix=" ",
+        user_prefix="<human>: ",
+        user_suffix=" ",
+        assistant_prefix="<bot>: ",
+        assistant_suffix="</s>",
+        answer_prefix="<bot>:",
+        stop_tokens=("</s>",),
+    ),
+    "Hermes-2": _chatml(END_OF_TURN, _INTERNVL2_SYSTEM, (END_OF_TURN,)),
+    "internlm2-chat": _chatml(END_OF_TURN, _INTERNVL2_SYSTEM, (END_OF_TURN,)),
+    "phi3-chat": ConversationTemplate(
+        system_prefix="<|system|>\n",
+        system_message=_INTERNVL2_SYSTEM,
+        system_suffix="<|end|>",
+        user_prefix="<|user|>\n",
+        user_suffix="<|end|>",
+        assistant_prefix="<|assistant|>\n",
+        assistant_suffix="<|end|>",
+        answer_prefix="<|assistant|>\n",
+        stop_tokens=("<|end|>",),
+    ),
+    "internvl2_5": _chatml(f"{END_OF_TURN}\n", _INTERNVL2_5_SYSTEM, (END_OF_TURN,)),
+}
+
+
+def load_template(checkpoint: Checkpoint, variables: Mapping[str, str]) -> ChatTemplate:
+    """The template the checkpoint was trained with; `variables` go to a Jinja template.
+
+    Raises:
+        CheckpointError: an unknown template name, no Jinja template, or one that does not compile.
+    """
+    if checkpoint.format is CheckpointFormat.HF:
+        return _load_jinja(checkpoint, variables)
+    name = str(checkpoint.config.get("template"))
+    if name not in CONVERSATION_TEMPLATES:
+        known = ", ".join(CONVERSATION_TEMPLATES)
+        raise CheckpointError(f"{checkpoint.folder}/config.json: template is {name!r}; supported: {known}")
+    template = CONVERSATION_TEMPLATES[name]
+    # A null system_message means "the default", although upstream's code would render "None".
+    system = checkpoint.config.get("system_message")
+    return template if system is None else replace(template, system_message=system)
+
+
+def _load_jinja(checkpoint: Checkpoint, variables: Mapping[str, str]) -> JinjaTemplate:
+    template = JinjaTemplate(_jinja_source(checkpoint), variables)
+    try:
+        template.render([Turn("user", ("",))])
+    except InvalidRequest as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the chat template does not render a user message"
+        ) from error
+    return template
+
+
+def _jinja_source(checkpoint: Checkpoint) -> str:
+    """First found, in the processor's order of precedence; the tokenizer's own template comes last."""
+    for filename in ("processor_config.json", "chat_template.json"):
+        found = (checkpoint.read_json(filename) or {}).get("chat_template")
+        if found is not None:
+            return _default_template(found)
+    path = checkpoint.folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = (checkpoint.read_json("tokenizer_config.json") or {}).get("chat_template")
+    if found is None:
+        raise CheckpointError(f"{checkpoint.folder}: there is no chat template")
+    return _default_template(found)
+
+
+def _default_template(found: Any) -> str:
+    """`chat_template` is one template, or several by name of which "default" is meant."""
+    if isinstance(found, list):
+        found = {entry["name"]: entry["template"] for entry in found}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise CheckpointError("chat_template: there is no template named 'default'")
+    return found

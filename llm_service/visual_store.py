@@ -1,0 +1,105 @@
+"""Who may write and who reads the slots of the visual-token store: bookkeeping only, no tensors.
+
+The store is one shared-memory segment of equal slots, one tile each, owned by the engine.  A slot is FREE,
+GRANTED (a front end may write it, nobody else), or STORED (readable by every rank).  Stored tiles stay until
+their groups have ended, and after that as a cache until a slot is needed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from llm_service.sequence import TileKey
+
+
+@dataclass
+class StoreEntry:
+    slot: int
+    owner: int | None  # group whose front end may write the slot; None once it is stored
+    users: set[int] = field(default_factory=set)  # groups whose prompts contain the tile
+
+    @property
+    def is_stored(self) -> bool:
+        return self.owner is None
+
+
+class VisualStore:
+    def __init__(self, num_slots: int) -> None:
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be >= 1, got {num_slots}")
+        self.num_slots = num_slots
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._entries: OrderedDict[TileKey, StoreEntry] = OrderedDict()  # least recently used first
+
+    def slot_of(self, key: TileKey) -> int | None:
+        """Slot of a stored tile; None while it is missing or only granted."""
+        entry = self._entries.get(key)
+        return entry.slot if entry is not None and entry.is_stored else None
+
+    def join(self, key: TileKey, group_id: int) -> bool:
+        """Count the group as a user of the tile if the store has it or somebody is fetching it."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        entry.users.add(group_id)
+        self._entries.move_to_end(key)
+        return True
+
+    def grant(self, key: TileKey, group_id: int) -> int | None:
+        """A slot that the group's front end may write now; None if no slot is free."""
+        assert key not in self._entries
+        if not self._free_slots and not self._evict_unused():
+            return None
+        slot = self._free_slots.pop()
+        self._entries[key] = StoreEntry(slot, owner=group_id, users={group_id})
+        return slot
+
+    def store(self, key: TileKey, group_id: int) -> None:
+        """The front end has written the slot."""
+        entry = self._entries.get(key)
+        assert entry is not None and entry.owner == group_id, "tile stored without a grant"
+        entry.owner = None
+
+    def evict_least_needed(self, penalty: Callable[[TileKey], float | None]) -> bool:
+        """Free the stored tile with the highest penalty; entries with None are not to be touched."""
+        candidates = [
+            (score, key)
+            for key, entry in self._entries.items()
+            if entry.is_stored and (score := penalty(key)) is not None
+        ]
+        if not candidates:
+            return False
+        _, key = max(candidates, key=lambda candidate: candidate[0])
+        self._remove(key)
+        return True
+
+    def leave(self, group_id: int) -> None:
+        """The group has ended: its grants are void, its tiles become cache."""
+        for key in [key for key, entry in self._entries.items() if entry.owner == group_id]:
+            self._remove(key)
+        for entry in self._entries.values():
+            entry.users.discard(group_id)
+
+    @property
+    def num_granted(self) -> int:
+        return sum(not entry.is_stored for entry in self._entries.values())
+
+    def check(self, group_ids: set[int]) -> None:
+        """Assert that every slot is owned once and only living groups are named."""
+        used = [entry.slot for entry in self._entries.values()]
+        assert sorted(used + self._free_slots) == list(range(self.num_slots)), "slot lost or owned twice"
+        for entry in self._entries.values():
+            assert entry.users <= group_ids, "tile used by a group that has ended"
+            assert entry.owner is None or entry.owner in group_ids, "slot granted to a group that has ended"
+
+    def _evict_unused(self) -> bool:
+        key = next((key for key, entry in self._entries.items() if entry.is_stored and not entry.users), None)
+        if key is None:
+            return False
+        self._remove(key)
+        return True
+
+    def _remove(self, key: TileKey) -> None:
+        self._free_slots.append(self._entries.pop(key).slot)
