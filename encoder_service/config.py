@@ -1,0 +1,52 @@
+"""Settings of the encoder service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from encoder_service.media import ImageLimits
+from protos.server import ServerConfig
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    model: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
+    server: ServerConfig = field(default_factory=lambda: ServerConfig(port=50051))
+    dtype: str = field(default="auto", metadata={"help": "element type of the tower; auto: the checkpoint's"})
+    device: str = field(default="auto", metadata={"help": "cpu or cuda; auto: cuda where there is one"})
+    load_format: str = field(
+        default="auto", metadata={"help": "auto reads the weights, dummy makes random ones on the device"}
+    )
+    max_batch_tiles: int = field(default=16, metadata={"help": "most tiles of one forward"})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads of PyTorch; 0: PyTorch's default"})
+    decode_workers: int = field(default=4, metadata={"help": "threads that decode and cut pictures"})
+    pixel_budget_mib: int = field(
+        default=1024, metadata={"help": "memory for decoded pictures of all streams, MiB"}
+    )
+    max_media: int = field(default=64, metadata={"help": "most pictures of one stream"})
+    max_stream_bytes: int = field(default=64 << 20, metadata={"help": "most bytes of one stream's pictures"})
+    max_tiles: int = field(default=40, metadata={"help": "most tiles that a request may ask for per picture"})
+    upload_timeout_s: float = field(
+        default=30.0, metadata={"help": "seconds between two messages of a stream's upload"}
+    )
+    image_limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.load_format not in LOAD_FORMATS:
+            raise ValueError(
+                f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {self.load_format!r}"
+            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        for name in ("max_batch_tiles", "decode_workers", "pixel_budget_mib", "max_media", "max_tiles"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.num_threads < 0:
+            raise ValueError(f"num_threads must be >= 0, got {self.num_threads}")
+        if self.upload_timeout_s <= 0:
+            raise ValueError(f"upload_timeout_s must be > 0, got {self.upload_timeout_s}")

@@ -1,0 +1,348 @@
+"""Encoder of the contract: protobuf in, protobuf out, and the life of the service's process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from typing import Any, Protocol
+
+import grpc
+import torch
+
+from encoder_service.batcher import TileBatcher
+from encoder_service.config import EncoderConfig
+from encoder_service.media import read_header
+from encoder_service.pixel_budget import PixelBudget
+from encoder_service.tile_stream import FinishedTile, GrantedTile, Medium, TileStream, TileWorkers
+from encoder_service.tiling import TilingOptions, plan_tiles
+from encoder_service.vision import VisionEncoder
+from protos import encoder_pb2
+from protos.checkpoint import open_checkpoint
+from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
+from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest
+from protos.fingerprint import FingerprintBase, content_hash
+from protos.frames import EncodeEvent, TileFrame
+from protos.preprocessing import Preprocessing
+from protos.server import Server, wait_for_shutdown
+from protos.statuses import rpc_errors
+from protos.tensors import dtype_to_proto, tensor_bytes
+
+HEARTBEAT_INTERVAL_S = 0.2
+# Tiles cut ahead of the tower, in batches: one is computed while the next is prepared.
+BATCHES_AHEAD = 2
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Requests = AsyncIterator[encoder_pb2.EncodeRequest]
+
+
+class Vision(Protocol):
+    """Tiles to visual embeddings: a VisionEncoder, or what stands in for it in a transport benchmark."""
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """uint8 [num_tiles, 3, S, S] -> [num_tiles, tokens_per_tile, hidden_size] on the host"""
+
+
+class EncoderServicer:
+    """Encode, GetModel."""
+
+    def __init__(self, config: EncoderConfig, base: FingerprintBase, vision: Vision) -> None:
+        self._config = config
+        self._preprocessing = vision.preprocessing
+        self._hidden_size = vision.hidden_size
+        self._dtype = dtype_to_proto(vision.dtype)
+        self._fingerprint = base.fingerprint(self._dtype, self._dtype)
+        self._batcher = TileBatcher(vision.encode, config.max_batch_tiles)
+        self._workers = TileWorkers(
+            batcher=self._batcher,
+            pixels=PixelBudget(config.pixel_budget_mib << 20),
+            threads=ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode"),
+            image_size=self._preprocessing.image_size,
+            image_limits=config.image_limits,
+        )
+        self._stream_ids = count()
+        self._streams_open = 0
+
+    def close(self) -> None:
+        self._batcher.close()
+        self._workers.threads.shutdown(cancel_futures=True)
+
+    async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:
+        start = time.monotonic_ns()
+        self._streams_open += 1
+        try:
+            async with rpc_errors(context):
+                opening = await self._read_open(requests)
+                media = await self._read_media(opening, requests)
+                yield encoder_pb2.EncodeResponse(layout=self._layout(media))
+                tiles = TileStream(
+                    next(self._stream_ids),
+                    media,
+                    self._workers,
+                    opening.priority,
+                    BATCHES_AHEAD * self._config.max_batch_tiles,
+                )
+                tiles.grant(_all_tiles(media)[: opening.initial_credit])
+                grants = asyncio.create_task(self._read_grants(requests, tiles, media))
+                try:
+                    async for event in self._events(tiles, grants):
+                        yield event
+                finally:
+                    grants.cancel()
+                    await tiles.close()
+                yield _done(tiles, time.monotonic_ns() - start)
+        finally:
+            self._streams_open -= 1
+
+    async def GetModel(
+        self, request: encoder_pb2.GetEncoderModelRequest, context: Context
+    ) -> encoder_pb2.GetEncoderModelResponse:
+        limits, preprocessing = self._config.image_limits, self._preprocessing
+        return encoder_pb2.GetEncoderModelResponse(
+            model=self._config.model,
+            fingerprint=self._fingerprint,
+            compute_dtype=self._dtype,
+            payload_dtype=self._dtype,
+            hidden_size=self._hidden_size,
+            tokens_per_tile=preprocessing.tokens_per_tile,
+            tiling=encoder_pb2.TilingOptions(
+                min_tiles=preprocessing.min_tiles,
+                max_tiles=preprocessing.max_tiles,
+                use_thumbnail=preprocessing.use_thumbnail,
+            ),
+            max_tiles=self._config.max_tiles,
+            max_media=self._config.max_media,
+            max_media_bytes=limits.max_bytes,
+            max_pixels=limits.max_pixels,
+            tiles_queued=self._batcher.tiles_queued,
+            streams_open=self._streams_open,
+        )
+
+    async def _read_open(self, requests: Requests) -> encoder_pb2.Open:
+        request = await self._next_request(requests)
+        if request is None or request.WhichOneof("message") != "open":
+            raise InvalidRequest("the first message must be open", field="open")
+        opening = request.open
+        if opening.expected_fingerprint not in (b"", self._fingerprint):
+            raise FingerprintMismatch("this encoder holds another checkpoint", field="expected_fingerprint")
+        if self._dtype not in opening.payload_dtypes:
+            raise InvalidRequest("payload_dtypes lacks this encoder's encoding", field="payload_dtypes")
+        if encoder_pb2.TRANSPORT_INLINE not in opening.transports:
+            raise InvalidRequest("transports must contain INLINE", field="transports")
+        self._check_media(opening)
+        return opening
+
+    def _check_media(self, opening: encoder_pb2.Open) -> None:
+        if not 1 <= len(opening.media) <= self._config.max_media:
+            raise InvalidRequest(
+                f"{len(opening.media)} media, must be in [1, {self._config.max_media}]", field="media"
+            )
+        if sum(medium.num_bytes for medium in opening.media) > self._config.max_stream_bytes:
+            raise InvalidRequest(f"more than {self._config.max_stream_bytes} bytes of media", field="media")
+        for index, medium in enumerate(opening.media):
+            field = f"media[{index}]"
+            if medium.kind != encoder_pb2.MEDIA_KIND_IMAGE:
+                raise InvalidRequest("only pictures are supported", field=f"{field}.kind")
+            if medium.num_bytes > self._config.image_limits.max_bytes:
+                raise InvalidRequest(
+                    f"the picture has {medium.num_bytes} bytes, "
+                    f"at most {self._config.image_limits.max_bytes} are allowed",
+                    field=f"{field}.data",
+                )
+
+    async def _read_media(self, opening: encoder_pb2.Open, requests: Requests) -> list[Medium]:
+        """Take the chunks and read the headers; no pixel is decoded."""
+        buffers = [bytearray() for _ in opening.media]
+        for index, announced in enumerate(opening.media):
+            while len(buffers[index]) < announced.num_bytes:
+                request = await self._next_request(requests)
+                if request is None or request.WhichOneof("message") != "chunk":
+                    raise InvalidRequest("the picture's bytes are incomplete", field=f"media[{index}].data")
+                chunk = request.chunk
+                data = chunk.data
+                if chunk.medium != index or len(buffers[index]) + len(data) > announced.num_bytes:
+                    raise InvalidRequest("chunk out of order or too long", field=f"media[{index}].data")
+                buffers[index] += data
+        pairs = list(zip(opening.media, buffers, strict=True))
+        in_thread = asyncio.get_running_loop().run_in_executor
+        read = self._read_headers
+        return await in_thread(self._workers.threads, read, pairs)
+
+    def _read_headers(self, pairs: list[tuple[encoder_pb2.Medium, bytearray]]) -> list[Medium]:
+        return [self._read_header(index, medium, bytes(data)) for index, (medium, data) in enumerate(pairs)]
+
+    def _read_header(self, index: int, medium: encoder_pb2.Medium, data: bytes) -> Medium:
+        options = self._tiling(medium.tiling, f"media[{index}].tiling")
+        header = read_header(data, self._config.image_limits, f"media[{index}].data")
+        return Medium(
+            data=data,
+            width=header.width,
+            height=header.height,
+            plan=plan_tiles(header.width, header.height, options, self._preprocessing.image_size),
+            content_hash=content_hash(
+                data, options.min_tiles, options.max_tiles, options.use_thumbnail, self._fingerprint
+            ),
+        )
+
+    def _tiling(self, tiling: encoder_pb2.TilingOptions, field: str) -> TilingOptions:
+        defaults = self._preprocessing
+        max_tiles = tiling.max_tiles if tiling.HasField("max_tiles") else defaults.max_tiles
+        min_tiles = tiling.min_tiles if tiling.HasField("min_tiles") else min(defaults.min_tiles, max_tiles)
+        most = max(self._config.max_tiles, defaults.max_tiles)
+        if not 1 <= max_tiles <= most:
+            raise InvalidRequest(
+                f"max_tiles is {max_tiles}, must be in [1, {most}]", field=f"{field}.max_tiles"
+            )
+        if not 1 <= min_tiles <= max_tiles:
+            raise InvalidRequest(
+                f"min_tiles is {min_tiles}, must be in [1, {max_tiles}]", field=f"{field}.min_tiles"
+            )
+        thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else defaults.use_thumbnail
+        return TilingOptions(min_tiles, max_tiles, thumbnail)
+
+    async def _next_request(self, requests: Requests) -> encoder_pb2.EncodeRequest | None:
+        try:
+            async with asyncio.timeout(self._config.upload_timeout_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceeded("the stream's upload stalled") from None
+
+    async def _read_grants(self, requests: Requests, tiles: TileStream, media: list[Medium]) -> None:
+        """Feed grants until the client half-closes."""
+        async for request in requests:
+            if request.WhichOneof("message") != "grant":
+                raise InvalidRequest("only grants may follow the media", field="grant")
+            for number, granted in enumerate(request.grant.tiles):
+                tiles.grant(_granted_tiles(granted, media, f"grant.tiles[{number}]"))
+        tiles.end_grants()
+
+    async def _events(self, tiles: TileStream, grants: asyncio.Task[None]) -> AsyncIterator[EncodeEvent]:
+        """Tiles as they come, a heartbeat whenever none came for a while."""
+        following = asyncio.create_task(tiles.next_tile())
+        try:
+            while True:
+                waiting = {following} if grants.done() else {following, grants}
+                await asyncio.wait(waiting, timeout=HEARTBEAT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
+                if grants.done():
+                    grants.result()  # raises what was wrong with a grant
+                if not following.done():
+                    yield self._heartbeat()
+                    continue
+                finished = following.result()
+                if finished is None:
+                    return
+                following = asyncio.create_task(tiles.next_tile())
+                yield _tile(finished)
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await following
+
+    def _heartbeat(self) -> encoder_pb2.EncodeResponse:
+        heartbeat = encoder_pb2.Heartbeat(
+            forwards_done=self._batcher.forwards_done, tiles_queued=self._batcher.tiles_queued
+        )
+        return encoder_pb2.EncodeResponse(heartbeat=heartbeat)
+
+    def _layout(self, media: list[Medium]) -> encoder_pb2.Layout:
+        tokens = self._preprocessing.tokens_per_tile
+        layouts = [
+            encoder_pb2.MediumLayout(
+                content_hash=medium.content_hash,
+                width=medium.width,
+                height=medium.height,
+                columns=medium.plan.columns,
+                rows=medium.plan.rows,
+                has_thumbnail=medium.plan.has_thumbnail,
+                tokens_per_tile=[tokens] * medium.plan.num_tiles,
+                final=True,
+            )
+            for medium in media
+        ]
+        return encoder_pb2.Layout(
+            media=layouts,
+            hidden_size=self._hidden_size,
+            dtype=self._dtype,
+            transport=encoder_pb2.TRANSPORT_INLINE,
+        )
+
+
+def _all_tiles(media: list[Medium]) -> list[GrantedTile]:
+    return [
+        GrantedTile(index, tile)
+        for index, medium in enumerate(media)
+        for tile in range(medium.plan.num_tiles)
+    ]
+
+
+def _granted_tiles(granted: encoder_pb2.TileRange, media: list[Medium], field: str) -> list[GrantedTile]:
+    end = granted.first_tile + granted.num_tiles
+    if granted.medium >= len(media) or not granted.num_tiles or end > media[granted.medium].plan.num_tiles:
+        raise InvalidRequest("no such tiles", field=field)
+    return [GrantedTile(granted.medium, tile) for tile in range(granted.first_tile, end)]
+
+
+def _tile(finished: FinishedTile) -> TileFrame:
+    tile = encoder_pb2.Tile(
+        medium=finished.granted.medium,
+        tile=finished.granted.tile,
+        num_tokens=finished.embeds.shape[0],
+    )
+    return TileFrame(tile, tensor_bytes(finished.embeds))
+
+
+def _done(tiles: TileStream, total_ns: int) -> encoder_pb2.EncodeResponse:
+    timings = encoder_pb2.EncodeTimings(
+        decode_ns=tiles.timings.decode_ns,
+        tile_ns=tiles.timings.tile_ns,
+        queue_ns=tiles.timings.queue_ns,
+        encode_ns=tiles.timings.encode_ns,
+        total_ns=total_ns,
+    )
+    return encoder_pb2.EncodeResponse(done=encoder_pb2.Done(timings=timings))
+
+
+async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
+    """Run the service until SIGTERM or SIGINT.
+
+    Raises:
+        CheckpointError, ValueError, OSError: it cannot start as configured.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
+    device = _resolve_device(config.device)
+    vision = await asyncio.to_thread(VisionEncoder.load, checkpoint, device, config.dtype, config.load_format)
+    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision)
+    server = Server(config.server, [SERVICE_NAME])
+    add_encoder_servicer(servicer, server.grpc)
+    port = await server.start()
+    try:
+        await server.set_serving()
+        log.info("encoder ready: %s on %s", vision.dtype, vision.device)
+        on_ready(port)
+        await wait_for_shutdown()
+    finally:
+        await server.stop()
+        servicer.close()
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch sees no GPU")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
