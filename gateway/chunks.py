@@ -1,0 +1,91 @@
+"""The chunks of a streamed chat completion as server-sent events, byte for byte what real clients accept."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gateway.completion import Reply, logprobs_json, usage_json
+from gateway.events import Delta, Event, Finished, Started, Usage
+from gateway.streaming import DONE, sse
+from protos.errors import ModelError
+
+
+class ChunkEncoder:
+    """Events of one answer to chunks: per choice a role, contents, one finish reason; then usage."""
+
+    def __init__(self, reply: Reply, *, include_usage: bool = False, usage_in_chunks: bool = False) -> None:
+        head = {
+            "id": reply.id,
+            "object": "chat.completion.chunk",
+            "created": reply.created,
+            "model": reply.model,
+        }
+        if reply.service_tier is not None:
+            head["service_tier"] = "default"
+        # Every chunk starts with the same bytes: rendered once.
+        self._head = json.dumps(head, separators=(",", ":"))[:-1]
+        self._include_usage = include_usage
+        self._usage_in_chunks = include_usage and usage_in_chunks
+        self._logprobs = reply.logprobs
+        self._silent = set(range(reply.num_choices))  # no role sent yet
+        self._open = set(range(reply.num_choices))  # not finished yet
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+        self._ended = False
+
+    def encode(self, event: Event) -> bytes:
+        """Zero or more whole server-sent events."""
+        if isinstance(event, Delta):
+            self._completion_tokens += event.num_tokens
+            if not event.text and not event.logprobs:
+                return b""
+            return self._role(event.index) + self._content(event)
+        if isinstance(event, Finished):
+            self._open.discard(event.index)
+            role = self._role(event.index)
+            return role + self._choice(event.index, "{}", finish_reason=f'"{event.reason}"')
+        if isinstance(event, Usage):
+            self._ended = True
+            return self._chunk("[]", _compact(usage_json(event))) if self._include_usage else b""
+        assert isinstance(event, Started)
+        self._prompt_tokens = event.prompt_tokens
+        return b""
+
+    def end(self) -> bytes:
+        """Raises ModelError when the answer broke off."""
+        if self._open or not self._ended:
+            raise ModelError("the language model ended an answer without finishing it")
+        return DONE
+
+    def _role(self, index: int) -> bytes:
+        if index not in self._silent:
+            return b""
+        self._silent.discard(index)
+        return self._choice(index, '{"role":"assistant","content":""}')
+
+    def _content(self, delta: Delta) -> bytes:
+        logprobs: Any = None
+        if self._logprobs:
+            logprobs = {"content": logprobs_json(delta.logprobs), "refusal": None}
+        return self._choice(delta.index, f'{{"content":{json.dumps(delta.text)}}}', _compact(logprobs))
+
+    def _choice(self, index: int, delta: str, logprobs: str = "null", finish_reason: str = "null") -> bytes:
+        choice = (
+            f'[{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}]'
+        )
+        return self._chunk(choice, self._usage_so_far())
+
+    def _usage_so_far(self) -> str | None:
+        if self._usage_in_chunks:
+            return _compact(usage_json(Usage(self._prompt_tokens, self._completion_tokens)))
+        return "null" if self._include_usage else None
+
+    def _chunk(self, choices: str, usage: str | None) -> bytes:
+        tail = "" if usage is None else f',"usage":{usage}'
+        return sse(f'{self._head},"choices":{choices}{tail}}}')
+
+
+def _compact(value: Any) -> str:
+    """ASCII only: clients that split lines at U+2028 exist."""
+    return json.dumps(value, separators=(",", ":"))

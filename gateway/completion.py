@@ -1,0 +1,96 @@
+"""The body of a chat completion, whole.  Chunks of streams share its pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.events import Delta, Event, Finished, TokenLogprob, Usage
+from protos.errors import ModelError
+
+MIN_LOGPROB = -9999.0  # JSON has no -inf
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What all parts of one answer repeat."""
+
+    id: str
+    created: int  # Unix time, seconds
+    model: str
+    num_choices: int
+    logprobs: bool = False
+    service_tier: str | None = None  # said only when the request asked for one
+
+
+@dataclass
+class _Choice:
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Completion:
+    """Collects the events of one answer."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._choices = [_Choice() for _ in range(reply.num_choices)]
+        self._usage: Usage | None = None
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Delta):
+            choice = self._choices[event.index]
+            choice.texts.append(event.text)
+            choice.logprobs.extend(logprobs_json(event.logprobs))
+        elif isinstance(event, Finished):
+            self._choices[event.index].finish_reason = event.reason
+        elif isinstance(event, Usage):
+            self._usage = event
+
+    def body(self) -> dict[str, Any]:
+        """Raises ModelError when the answer broke off."""
+        if self._usage is None or any(choice.finish_reason is None for choice in self._choices):
+            raise ModelError("the language model ended an answer without finishing it")
+        body = {
+            "id": self._reply.id,
+            "object": "chat.completion",
+            "created": self._reply.created,
+            "model": self._reply.model,
+            "choices": [self._choice_json(index, choice) for index, choice in enumerate(self._choices)],
+            "usage": usage_json(self._usage),
+            "system_fingerprint": None,
+        }
+        if self._reply.service_tier is not None:
+            body["service_tier"] = "default"
+        return body
+
+    def _choice_json(self, index: int, choice: _Choice) -> dict[str, Any]:
+        logprobs = {"content": choice.logprobs, "refusal": None} if self._reply.logprobs else None
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+        }
+
+
+def usage_json(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
+    }
+
+
+def logprobs_json(tokens: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
+    return [
+        {**_token_json(token), "top_logprobs": [_token_json(top) for top in token.top]} for token in tokens
+    ]
+
+
+def _token_json(token: TokenLogprob) -> dict[str, Any]:
+    # The order matters: max() keeps its first argument when the other is NaN.
+    logprob = max(MIN_LOGPROB, token.logprob)
+    return {"token": token.token, "logprob": logprob, "bytes": list(token.raw)}

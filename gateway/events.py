@@ -1,0 +1,45 @@
+"""What a language model says while it answers, as plain values.  Knows neither protobuf nor JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Admitted: whatever goes wrong from here on is not the request's fault."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: str
+    logprob: float
+    raw: bytes  # UTF-8; may be part of a character
+    top: tuple[TokenLogprob, ...] = ()  # best first
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    index: int  # choice
+    text: str
+    num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    index: int  # choice
+    reason: str  # OpenAI's word: "stop" or "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # of prompt_tokens
+    image_tokens: int = 0  # of prompt_tokens
+
+
+Event = Started | Delta | Finished | Usage

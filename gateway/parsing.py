@@ -1,0 +1,105 @@
+"""Raw body to checked request; what is wrong with it is said in plain English with the path of the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.errors import RequestError
+from gateway.schema import ChatCompletionRequest, refused_key
+
+Model = TypeVar("Model", bound=ChatCompletionRequest)
+
+_TYPES = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
+# Validators of schema.py word these themselves.
+_OWN = {"content_type", "stop", "logit_bias", "cache_salt"}
+# A part is refused for its type, which is one step below the place where the union failed.
+_BELOW = {"unsupported_content_part": "type"}
+
+
+def parse_request(body: bytes, model: type[Model]) -> Model:
+    """Check `body` against `model`, cross-field rules and unsupported keys included.
+
+    Raises:
+        RequestError: names the first field at fault.
+    """
+    try:
+        parsed = model.model_validate_json(body)
+    except ValidationError as error:
+        raise _request_error(error.errors(include_url=False, include_input=False)[0]) from None
+    _check_together(parsed)
+    return parsed
+
+
+def _check_together(chat: ChatCompletionRequest) -> None:
+    refused = refused_key(chat.model_extra or {})
+    if refused is not None:
+        message = f"'{refused}' is not supported by this server with this value."
+        raise RequestError(message, code="unsupported_parameter", param=refused)
+    if chat.top_logprobs and not chat.logprobs:
+        raise _invalid("top_logprobs", "needs 'logprobs' to be true")
+    options = chat.stream_options
+    if options is not None and not chat.stream and (options.include_usage or options.continuous_usage_stats):
+        raise _invalid("stream_options", "needs 'stream' to be true")
+
+
+def _invalid(param: str, text: str, code: str = "invalid_value") -> RequestError:
+    return RequestError(f"Invalid value for '{param}': {text}.", code=code, param=param)
+
+
+def _request_error(error: ErrorDetails) -> RequestError:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "json_invalid":
+        return RequestError(_json_message(str(context.get("error", ""))), code="invalid_json")
+    param = _path(error["loc"])
+    if kind in _BELOW:
+        param = f"{param}.{_BELOW[kind]}"
+    if kind == "missing":
+        message = f"Missing required parameter: '{param}'."
+        return RequestError(message, code="missing_required_parameter", param=param)
+    if not param:
+        return RequestError("The request body must be a JSON object.", code="invalid_type")
+    if kind in _TYPES:
+        return _invalid(param, f"must be {_TYPES[kind]}", "invalid_type")
+    if kind.startswith("unsupported_"):
+        return _invalid(param, error["msg"], kind)
+    return _invalid(param, error["msg"] if kind in _OWN else _rule(kind, context))
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """`messages.0.content.1.text`; the '#' tags of schema.py are no part of the body."""
+    return ".".join(str(step)[:64] for step in location if not str(step).startswith(("#", "[")))
+
+
+def _json_message(library_text: str) -> str:
+    place = re.search(r"line \d+ column \d+", library_text)
+    where = f" ({place.group()})" if place else ""
+    return f"The request body is not valid JSON{where}."
+
+
+def _rule(kind: str, context: dict[str, Any]) -> str:
+    """The violated bound in words."""
+    bounds = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+    for key, words in bounds.items():
+        if key in context:
+            bound = context[key]
+            return f"must be {words} {bound:g}" if isinstance(bound, float) else f"must be {words} {bound}"
+    if kind == "literal_error":
+        return f"must be one of {context['expected']}"
+    if kind.endswith("too_short"):
+        return "must not be empty"
+    if kind == "finite_number":
+        return "must be a finite number"
+    return "is not valid"

@@ -1,0 +1,302 @@
+"""The request bodies of the OpenAI API, checked field by field.  Knows nothing about protobuf or HTTP.
+
+Verdicts (supported, ignored, refused) follow the field table of the API's documentation and vLLM's
+extensions: what would silently change the answer is refused, what would not is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_STOP_STRINGS = 16
+MAX_CHOICES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_CACHE_SALT_BYTES = 1024
+_UINT32_MAX = 2**32 - 1
+_INT31 = 2**31
+
+PART_TYPES = "text, image_url, input_image"
+
+PositiveInt = Annotated[int, Field(ge=1, le=_UINT32_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=_UINT32_MAX)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Detail = Literal["auto", "low", "high", "original"]
+
+
+class _Model(BaseModel):
+    # Strict: "16" is not a number and 1 is not a bool.  NaN would not survive as JSON.
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class TextPart(_Model):
+    text: str
+
+
+class RefusalPart(_Model):
+    refusal: str
+
+
+class ThinkingPart(_Model):
+    """Earlier reasoning; templates drop it."""
+
+
+class ImageUrl(_Model):
+    url: str
+    detail: Detail | None = None
+    max_dynamic_patch: PositiveInt | None = None
+    min_dynamic_patch: PositiveInt | None = None
+
+
+_ImageUrlValue = Annotated[
+    Annotated[str, Tag("#url")] | Annotated[ImageUrl, Tag("#object")],
+    Discriminator(lambda value: "#url" if isinstance(value, str) else "#object"),
+]
+
+
+class ImagePart(_Model):
+    """`image_url` of chat, or `input_image` of responses, whose options sit beside the URL."""
+
+    image_url: _ImageUrlValue
+    detail: Detail | None = None
+
+    @property
+    def image(self) -> ImageUrl:
+        if isinstance(self.image_url, ImageUrl):
+            return self.image_url
+        return ImageUrl(url=self.image_url, detail=self.detail)
+
+
+_PART_TAGS = {
+    "text": "#text",
+    "input_text": "#text",
+    "output_text": "#text",
+    "image_url": "#image",
+    "input_image": "#image",
+    "refusal": "#refusal",
+    "thinking": "#thinking",
+}
+
+
+def _part_tag(value: Any) -> str | None:
+    """Tags start with '#', so that `invalid` can leave them out of the paths it reports."""
+    if not isinstance(value, Mapping):
+        return "#text"
+    if "type" in value:
+        kind = value["type"]
+        return _PART_TAGS.get(kind) if isinstance(kind, str) else None
+    return next((_PART_TAGS[key] for key in ("text", "image_url") if key in value), None)
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("#text")]
+    | Annotated[ImagePart, Tag("#image")]
+    | Annotated[RefusalPart, Tag("#refusal")]
+    | Annotated[ThinkingPart, Tag("#thinking")],
+    Discriminator(
+        _part_tag,
+        custom_error_type="unsupported_content_part",
+        custom_error_message=f"must be one of the supported content part types: {PART_TYPES}",
+    ),
+]
+
+
+def _content_tag(value: Any) -> str | None:
+    return "#string" if isinstance(value, str) else "#parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag("#string")] | Annotated[list[Part], Tag("#parts")],
+    Discriminator(
+        _content_tag,
+        custom_error_type="content_type",
+        custom_error_message="must be a string or an array of content parts",
+    ),
+]
+
+
+class ChatMessage(_Model):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _refuse_tools(cls, role: Any) -> Any:
+        if role in ("tool", "function"):
+            raise PydanticCustomError("unsupported_value", "is '{role}', which needs tools", {"role": role})
+        return role
+
+    @field_validator("tool_calls", "function_call")
+    @classmethod
+    def _refuse_calls(cls, value: Any) -> Any:
+        if value:
+            raise PydanticCustomError("unsupported_parameter", "needs tools")
+        return value
+
+
+class StreamOptions(_Model):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SamplingFields(_Model):
+    """Sampling parameters that every generating endpoint shares."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=_INT31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: list[str] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    max_tokens: PositiveInt | None = None
+    min_tokens: TokenId | None = None
+    min_new_tokens: TokenId | None = None  # LMDeploy's word for min_tokens
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    cache_salt: Annotated[str, Field(min_length=1)] | None = None
+    priority: Annotated[int, Field(ge=-_INT31, lt=_INT31)] | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_is_a_list(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: list[str] | None) -> list[str] | None:
+        if stop and len(stop) > MAX_STOP_STRINGS:
+            raise PydanticCustomError("stop", f"must have at most {MAX_STOP_STRINGS} stop strings")
+        if stop and not all(stop):
+            raise PydanticCustomError("stop", "must not contain an empty string")
+        return stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for key in bias or ():
+            if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= _UINT32_MAX):
+                raise PydanticCustomError("logit_bias", "must have token ids as keys")
+        return bias
+
+    @field_validator("cache_salt")
+    @classmethod
+    def _check_cache_salt(cls, salt: str | None) -> str | None:
+        if salt is not None and len(salt.encode()) > MAX_CACHE_SALT_BYTES:
+            raise PydanticCustomError("cache_salt", f"must be at most {MAX_CACHE_SALT_BYTES} bytes long")
+        return salt
+
+
+class ChatCompletionRequest(SamplingFields):
+    """Body of `POST /v1/chat/completions`.  Undeclared keys are kept: see `refused_key`, `unknown_keys`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: PositiveInt | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    service_tier: str | None = None
+
+
+# Key -> values that ask for nothing; any other value is refused.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none"),
+    "functions": (None, []),
+    "function_call": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "moderation": (None,),
+    "reasoning_effort": (None, "none"),
+    "enable_thinking": (None, False),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}, {"enable_thinking": False}),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "echo": (None, False),
+    "best_of": (None, 1),
+    "use_beam_search": (None, False),
+    "structured_outputs": (None,),
+    "regex": (None,),
+    "ebnf": (None,),
+    "json_schema": (None,),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "logits_processors": (None, []),
+    "mm_processor_kwargs": (None, {}),
+    "media_io_kwargs": (None, {}),
+    "prompt_logprobs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "return_token_ids": (None, False),
+    "return_tokens_as_token_ids": (None, False),
+    "return_routed_experts": (None, False),
+    "do_preprocess": (None, True),
+    "input_ids": (None,),
+    "image_data": (None,),
+    "kv_transfer_params": (None,),
+    "ec_transfer_params": (None,),
+    "vllm_xargs": (None, {}),
+}
+_REFUSED_PREFIX = "guided_"
+# Known, and without influence on the answer.
+_IGNORED = frozenset(
+    {
+        "store",
+        "metadata",
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "verbosity",
+        "parallel_tool_calls",
+        "documents",
+        "add_special_tokens",
+        "spaces_between_special_tokens",
+        "request_id",
+        "session_id",
+    }
+)
+
+
+def refused_key(extra: Mapping[str, Any]) -> str | None:
+    """The first key that asks for something this server cannot do, if there is one."""
+    for key, value in extra.items():
+        harmless = (None,) if key.startswith(_REFUSED_PREFIX) else _REFUSED.get(key)
+        if harmless is not None and value not in harmless:
+            return key
+    return None
+
+
+def unknown_keys(extra: Mapping[str, Any]) -> list[str]:
+    """Keys that mean nothing here."""
+    return [
+        key
+        for key in extra
+        if key not in _REFUSED and key not in _IGNORED and not key.startswith(_REFUSED_PREFIX)
+    ]

@@ -1,0 +1,162 @@
+"""Protobuf to plain values and back: with llm_client.py the only place of the gateway that sees protobuf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.conversation import Picture, Text, Turn
+from gateway.errors import RequestError
+from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
+from gateway.model_info import ModelInfo
+from gateway.schema import ChatCompletionRequest, SamplingFields
+from protos import encoder_pb2, language_model_pb2
+from protos.errors import ModelError
+from protos.options import MAX_MESSAGE_BYTES
+
+_FINISH_REASONS = {
+    language_model_pb2.FINISH_REASON_STOP: "stop",
+    language_model_pb2.FINISH_REASON_LENGTH: "length",
+}
+# Fields that JSON and protobuf call the same.
+_SAME_NAME = (
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "n",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+)
+_PART_PARAMS = {
+    ".image.tiling.min_tiles": ".image_url.min_dynamic_patch",
+    ".image.tiling.max_tiles": ".image_url.max_dynamic_patch",
+}
+_MESSAGE_FIELD = re.compile(r"messages\[(\d+)\](?:\.(\w+)(?:\[(\d+)\](.*))?)?")
+
+
+def generate_request(
+    chat: ChatCompletionRequest, turns: Sequence[Turn], request_id: str
+) -> language_model_pb2.GenerateRequest:
+    """The call that answers `chat`, whose messages were read into `turns`.
+
+    Raises:
+        RequestError: larger than one gRPC message may be.
+    """
+    request = language_model_pb2.GenerateRequest(
+        request_id=request_id,
+        messages=[_message(turn) for turn in turns],
+        sampling=_sampling(chat),
+        priority=chat.priority or 0,
+        cache_salt=(chat.cache_salt or "").encode(),
+    )
+    if request.ByteSize() > MAX_MESSAGE_BYTES:
+        message = f"The request is larger than {MAX_MESSAGE_BYTES} bytes once decoded."
+        raise RequestError(message, code="request_too_large", status=413)
+    return request
+
+
+def _message(turn: Turn) -> language_model_pb2.Message:
+    return language_model_pb2.Message(role=turn.role, parts=[_part(part) for part in turn.parts])
+
+
+def _part(part: Text | Picture) -> language_model_pb2.Part:
+    if isinstance(part, Text):
+        return language_model_pb2.Part(text=part.text)
+    tiling = encoder_pb2.TilingOptions(min_tiles=part.min_tiles, max_tiles=part.max_tiles)
+    return language_model_pb2.Part(image=language_model_pb2.Image(data=part.data, tiling=tiling))
+
+
+def _sampling(chat: ChatCompletionRequest) -> language_model_pb2.SamplingParams:
+    fields: dict[str, Any] = {name: getattr(chat, name) for name in _SAME_NAME}
+    fields["max_tokens"] = _max_tokens(chat)
+    fields["logit_bias"] = {int(token): bias for token, bias in (chat.logit_bias or {}).items()}
+    if chat.min_tokens is None:
+        fields["min_tokens"] = chat.min_new_tokens
+    if chat.logprobs:
+        fields["logprobs"] = chat.top_logprobs or 0
+    given = {name: value for name, value in fields.items() if value is not None}
+    return language_model_pb2.SamplingParams(**given)
+
+
+def _max_tokens(chat: ChatCompletionRequest) -> int | None:
+    return chat.max_completion_tokens if chat.max_completion_tokens is not None else chat.max_tokens
+
+
+def param_of(field: str, chat: ChatCompletionRequest, turns: Sequence[Turn]) -> str | None:
+    """Path into the JSON body of a field of GenerateRequest; None where the body has none."""
+    if match := _MESSAGE_FIELD.fullmatch(field):
+        return _message_param(match, turns)
+    name = re.sub(r"\[.*", "", field.removeprefix("sampling."))
+    if name == "max_tokens" and chat.max_completion_tokens is not None:
+        return "max_completion_tokens"
+    if name == "min_tokens" and chat.min_tokens is None:
+        return "min_new_tokens"
+    if name == "logprobs":
+        return "top_logprobs"
+    return name if name == "messages" or name in SamplingFields.model_fields else None
+
+
+def _message_param(match: re.Match[str], turns: Sequence[Turn]) -> str:
+    index, field, position, rest = match.groups()
+    message = f"messages.{index}"
+    parts = turns[int(index)].parts if int(index) < len(turns) else ()
+    if field == "role":
+        return f"{message}.role"
+    if position is None or int(position) >= len(parts):
+        return f"{message}.content" if field == "parts" else message
+    part = parts[int(position)]
+    if isinstance(part, Text):
+        return part.param
+    if rest in _PART_PARAMS:
+        return part.param + _PART_PARAMS[rest]
+    return part.url_param if rest.startswith(".image") else part.param
+
+
+def event_from_proto(message: language_model_pb2.GenerateResponse) -> Event:
+    """Raises ModelError for an event that this contract does not have."""
+    kind = message.WhichOneof("event")
+    if kind == "delta":
+        return _delta(message.delta)
+    if kind == "started":
+        return Started(message.started.prompt_tokens)
+    if kind == "finished":
+        return Finished(message.finished.index, _FINISH_REASONS.get(message.finished.reason, "stop"))
+    if kind == "usage":
+        usage = message.usage
+        return Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            image_tokens=usage.visual_tokens,
+        )
+    raise ModelError("the language model sent an event that this gateway does not know")
+
+
+def _delta(delta: language_model_pb2.Delta) -> Delta:
+    logprobs = tuple(_token(entry.token, tuple(_token(top) for top in entry.top)) for entry in delta.logprobs)
+    return Delta(delta.index, delta.text, len(delta.token_ids), logprobs)
+
+
+def _token(entry: language_model_pb2.Logprob, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+    return TokenLogprob(entry.text, entry.logprob, entry.raw, top)
+
+
+def model_info_from_proto(response: language_model_pb2.GetLanguageModelResponse) -> ModelInfo:
+    return ModelInfo(
+        id=response.model,
+        max_model_len=response.max_model_len,
+        max_images=response.max_images,
+        max_media_bytes=response.max_request_bytes,
+        max_tiles=response.max_tiles,
+        encoders_ready=response.encoders_ready,
+    )

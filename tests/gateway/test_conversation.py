@@ -1,0 +1,143 @@
+"""Chat messages to turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.conversation import MediaLimits, Picture, Text, Turn, media_limits, read_conversation
+from gateway.errors import RequestError
+from gateway.model_info import ModelInfo
+from gateway.schema import ChatMessage
+
+LIMITS = MediaLimits(max_images=2, max_bytes=100, max_tiles=12)
+PIXEL = "data:image/png;base64,AAAA"
+
+
+def _messages(*messages: dict[str, Any]) -> list[ChatMessage]:
+    return [ChatMessage.model_validate(message) for message in messages]
+
+
+def _user(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _image(**fields: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": PIXEL, **fields}}
+
+
+async def _fault(*messages: dict[str, Any]) -> tuple[str, str | None]:
+    with pytest.raises(RequestError) as caught:
+        await read_conversation(_messages(*messages), LIMITS)
+    return caught.value.error_code, caught.value.field
+
+
+async def test_neighbouring_texts_are_joined_and_pictures_separate_them() -> None:
+    [turn] = await read_conversation(
+        _messages(_user(_text("a"), _text("b"), _image(), _text("c"), _text("d"))), LIMITS
+    )
+    assert [part.text if isinstance(part, Text) else part.data for part in turn.parts] == [
+        "a\nb",
+        bytes(3),
+        "c\nd",
+    ]
+    assert [part.param for part in turn.parts] == [
+        f"messages.0.content.{i}" for i in ("0.text", "2", "3.text")
+    ]
+
+
+async def test_roles_and_empty_assistant_turns() -> None:
+    turns = await read_conversation(
+        _messages(
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": None},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}, {"type": "thinking"}]},
+        ),
+        LIMITS,
+    )
+    assert [(turn.role, [part.text for part in turn.parts if isinstance(part, Text)]) for turn in turns] == [
+        ("system", ["be brief"]),
+        ("user", [""]),
+        ("assistant", [""]),
+        ("assistant", ["no"]),
+    ]
+
+
+@pytest.mark.parametrize("content", [None, []])
+@pytest.mark.parametrize("role", ["user", "system"])
+async def test_only_an_assistant_may_say_nothing(role: str, content: Any) -> None:
+    fault = await _fault({"role": role, "content": content})
+    assert fault == ("missing_required_parameter", "messages.0.content")
+
+
+@pytest.mark.parametrize("role", ["system", "assistant", "developer"])
+async def test_pictures_belong_in_user_messages(role: str) -> None:
+    fault = await _fault({"role": role, "content": [_text("a"), _image()]})
+    assert fault == ("unsupported_content_part", "messages.0.content.1")
+
+
+async def test_pictures_are_counted_over_all_messages_and_before_they_are_read() -> None:
+    broken = {"type": "image_url", "image_url": {"url": "nonsense"}}
+    assert await _fault(_user(broken, _image()), _user(_image())) == ("too_many_images", "messages")
+
+
+@pytest.mark.parametrize(
+    ("fields", "bounds"),
+    [
+        ({}, (None, None)),
+        ({"detail": "auto"}, (None, None)),
+        ({"detail": "low"}, (1, 1)),
+        ({"detail": "high"}, (None, 12)),
+        ({"detail": "original"}, (None, 12)),
+        ({"max_dynamic_patch": 4}, (None, 4)),
+        ({"max_dynamic_patch": 4, "detail": "high"}, (None, 4)),
+        ({"max_dynamic_patch": 4, "detail": "low"}, (1, 4)),
+        ({"min_dynamic_patch": 3, "detail": "low"}, (3, 3)),
+        ({"min_dynamic_patch": 2, "max_dynamic_patch": 2}, (2, 2)),
+    ],
+)
+async def test_tiling_of_a_picture(fields: dict[str, Any], bounds: tuple[int | None, int | None]) -> None:
+    [turn] = await read_conversation(_messages(_user(_image(**fields))), LIMITS)
+    [picture] = turn.parts
+    assert isinstance(picture, Picture)
+    assert (picture.min_tiles, picture.max_tiles) == bounds
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_dynamic_patch": 13}, "max_dynamic_patch"),
+        ({"min_dynamic_patch": 5, "max_dynamic_patch": 4}, "min_dynamic_patch"),
+        ({"min_dynamic_patch": 13, "detail": "high"}, "min_dynamic_patch"),
+    ],
+)
+async def test_impossible_tilings_are_named(fields: dict[str, Any], param: str) -> None:
+    assert await _fault(_user(_image(**fields))) == (
+        "invalid_value",
+        f"messages.0.content.0.image_url.{param}",
+    )
+
+
+async def test_a_url_given_as_a_string_is_named_as_it_stands() -> None:
+    fault = await _fault(_user({"type": "image_url", "image_url": "nonsense"}))
+    assert fault == ("invalid_image_url", "messages.0.content.0.image_url")
+
+
+async def test_input_image_has_its_detail_beside_the_url() -> None:
+    part = {"type": "input_image", "image_url": PIXEL, "detail": "low"}
+    [turn] = await read_conversation(_messages(_user(part)), LIMITS)
+    place = "messages.0.content.0"
+    assert turn == Turn("user", (Picture(bytes(3), place, f"{place}.image_url", 1, 1),))
+
+
+def test_the_tighter_limit_holds_and_zero_is_no_limit() -> None:
+    model = ModelInfo("m", 10, max_images=3, max_media_bytes=50, max_tiles=6, encoders_ready=1)
+    assert media_limits(model, 8, 40) == MediaLimits(3, 40, 6)
+    silent = ModelInfo("m", 10, max_images=0, max_media_bytes=0, max_tiles=0, encoders_ready=1)
+    assert media_limits(silent, 8, 40) == MediaLimits(8, 40, 0)

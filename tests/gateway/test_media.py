@@ -1,0 +1,55 @@
+"""Data URIs."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from gateway.errors import RequestError
+from gateway.media import THREAD_THRESHOLD_CHARS, decode_data_uri
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["data:image/png;base64,", "DATA:IMAGE/JPEG;BASE64,", "data:image/webp;charset=binary;base64,"],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, THREAD_THRESHOLD_CHARS])
+async def test_bytes_come_back_as_they_were(head: str, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    assert await decode_data_uri(head + base64.b64encode(data).decode(), "p", size) == data
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("https://example.com/cat.png", "invalid_image_url"),
+        ("http://127.0.0.1/", "invalid_image_url"),
+        ("file:///etc/passwd", "invalid_image_url"),
+        ("/etc/passwd", "invalid_image_url"),
+        ("", "invalid_image_url"),
+        ("data:", "invalid_image_url"),
+        ("data:image/png,rawbytes", "invalid_image_url"),
+        ("data:image/png;base64" + " " * 500 + ",AAAA", "invalid_image_url"),
+        ("data:text/html;base64,AAAA", "unsupported_image_media_type"),
+        ("data:image/svg+xml;base64,AAAA", "unsupported_image_media_type"),
+        ("data:;base64,AAAA", "unsupported_image_media_type"),
+        ("data:image/png;base64,", "empty_image_file"),
+        ("data:image/png;base64,A", "invalid_base64_image"),
+        ("data:image/png;base64,AAAA====", "invalid_base64_image"),
+        ("data:image/png;base64,AA AA", "invalid_base64_image"),
+        ("data:image/png;base64,AA-_", "invalid_base64_image"),
+        ("data:image/png;base64,AAÄA", "invalid_base64_image"),
+        ("data:image/png;base64," + "A" * 40, "image_file_too_large"),
+    ],
+)
+async def test_anything_else_is_refused_by_its_path(uri: str, code: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        await decode_data_uri(uri, "messages.0.content.0.image_url.url", 16)
+    assert (caught.value.error_code, caught.value.field) == (code, "messages.0.content.0.image_url.url")
+    assert "messages.0.content.0.image_url.url" in caught.value.message
+
+
+async def test_urls_are_said_to_be_not_enabled() -> None:
+    with pytest.raises(RequestError, match="not enabled"):
+        await decode_data_uri("https://example.com/cat.png", "p", 16)

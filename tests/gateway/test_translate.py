@@ -1,0 +1,167 @@
+"""Values to protobuf and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.conversation import Picture, Text, Turn
+from gateway.errors import RequestError
+from gateway.events import Delta, Finished, Started, TokenLogprob, Usage
+from gateway.parsing import parse_request
+from gateway.schema import ChatCompletionRequest
+from gateway.translate import event_from_proto, generate_request, model_info_from_proto, param_of
+from protos import language_model_pb2 as pb
+from protos.errors import ModelError
+from protos.options import MAX_MESSAGE_BYTES
+from tests.gateway.scripted import default_info, delta, finished, started, usage
+
+PLACE = "messages.1.content"
+TURNS = (
+    Turn("system", (Text("s", "messages.0.content"),)),
+    Turn(
+        "user",
+        (
+            Text("a\nb", f"{PLACE}.0.text"),
+            Picture(b"png", f"{PLACE}.2", f"{PLACE}.2.image_url.url", 1, 6),
+            Picture(b"jpg", f"{PLACE}.3", f"{PLACE}.3.image_url"),
+        ),
+    ),
+)
+
+
+def _chat(**fields: Any) -> ChatCompletionRequest:
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    return parse_request(json.dumps(body).encode(), ChatCompletionRequest)
+
+
+def _sampling(**fields: Any) -> pb.SamplingParams:
+    return generate_request(_chat(**fields), TURNS, "id").sampling
+
+
+def test_messages_become_parts_in_order() -> None:
+    request = generate_request(_chat(priority=-3, cache_salt="é"), TURNS, "id-1")
+    assert (request.request_id, request.priority, request.cache_salt) == ("id-1", -3, "é".encode())
+    assert [message.role for message in request.messages] == ["system", "user"]
+    text, first, second = request.messages[1].parts
+    assert text.text == "a\nb"
+    assert (first.image.data, first.image.tiling.min_tiles, first.image.tiling.max_tiles) == (b"png", 1, 6)
+    assert second.image.data == b"jpg"
+    assert not second.image.tiling.HasField("max_tiles") and not second.image.tiling.HasField("min_tiles")
+
+
+def test_fields_that_were_not_given_stay_unset() -> None:
+    assert _sampling() == pb.SamplingParams()
+    assert _sampling(temperature=None, stop=None, n=None) == pb.SamplingParams()
+
+
+def test_every_sampling_field_arrives() -> None:
+    fields: dict[str, Any] = {
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 40,
+        "min_p": 0.25,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "seed": -(2**63),
+        "n": 3,
+        "stop_token_ids": [7, 8],
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+    }
+    expected = pb.SamplingParams(**fields, stop=["END"], logit_bias={5: -100.0, 6: 1.5}, logprobs=4)
+    extra = {"stop": "END", "logit_bias": {"5": -100, "6": 1.5}, "logprobs": True, "top_logprobs": 4}
+    assert _sampling(**fields, **extra) == expected
+    assert _sampling(temperature=0).HasField("temperature")
+
+
+def test_the_newer_and_the_other_names_of_fields() -> None:
+    assert _sampling(max_tokens=5, max_completion_tokens=6).max_tokens == 6
+    assert _sampling(min_new_tokens=3).min_tokens == 3
+    assert _sampling(min_new_tokens=3, min_tokens=0).min_tokens == 0
+    assert list(_sampling(stop=["a", "b"]).stop) == ["a", "b"]
+
+
+def test_a_request_beyond_one_message_is_too_large() -> None:
+    turns = (Turn("user", (Text("a" * MAX_MESSAGE_BYTES, "messages.0.content"),)),)
+    with pytest.raises(RequestError) as caught:
+        generate_request(_chat(), turns, "id")
+    assert (caught.value.status, caught.value.error_code) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("messages", "messages"),
+        ("messages[1]", "messages.1"),
+        ("messages[1].role", "messages.1.role"),
+        ("messages[1].parts", "messages.1.content"),
+        ("messages[0].parts[0]", "messages.0.content"),
+        ("messages[1].parts[0].text", "messages.1.content.0.text"),
+        ("messages[1].parts[1]", "messages.1.content.2"),
+        ("messages[1].parts[1].image", "messages.1.content.2.image_url.url"),
+        ("messages[1].parts[1].image.data", "messages.1.content.2.image_url.url"),
+        ("messages[1].parts[2].image.data", "messages.1.content.3.image_url"),
+        ("messages[1].parts[1].image.tiling.max_tiles", "messages.1.content.2.image_url.max_dynamic_patch"),
+        ("messages[1].parts[1].image.tiling.min_tiles", "messages.1.content.2.image_url.min_dynamic_patch"),
+        ("messages[1].parts[9].image", "messages.1.content"),
+        ("messages[9].parts[0]", "messages.9.content"),
+        ("sampling.temperature", "temperature"),
+        ("sampling.stop[3]", "stop"),
+        ("sampling.logit_bias[17]", "logit_bias"),
+        ("sampling.max_tokens", "max_tokens"),
+        ("sampling.min_tokens", "min_new_tokens"),
+        ("sampling.logprobs", "top_logprobs"),
+        ("cache_salt", "cache_salt"),
+        ("priority", "priority"),
+        ("prompt_token_ids", None),
+        ("media[0].data", None),
+        ("", None),
+    ],
+)
+def test_fields_of_the_call_are_named_as_the_body_names_them(field: str, param: str | None) -> None:
+    assert param_of(field, _chat(min_new_tokens=3), TURNS) == param
+
+
+def test_the_name_that_the_client_used_is_the_one_it_hears() -> None:
+    assert param_of("sampling.max_tokens", _chat(max_completion_tokens=3), TURNS) == "max_completion_tokens"
+    assert param_of("sampling.min_tokens", _chat(min_tokens=3), TURNS) == "min_tokens"
+
+
+def test_events_come_back_as_values() -> None:
+    top = pb.Logprob(token_id=2, logprob=-2.0, text="b", raw=b"b")
+    entry = pb.TokenLogprobs(token=pb.Logprob(token_id=1, logprob=-1.0, text="a", raw=b"a"), top=[top])
+    values = [
+        event_from_proto(event)
+        for event in (
+            started(5),
+            delta("a", index=1, num_tokens=3, logprobs=[entry]),
+            finished(1, pb.FINISH_REASON_LENGTH),
+            finished(0),
+            usage(10, 4, 2, 6),
+        )
+    ]
+    assert values == [
+        Started(5),
+        Delta(1, "a", 3, (TokenLogprob("a", -1.0, b"a", (TokenLogprob("b", -2.0, b"b"),)),)),
+        Finished(1, "length"),
+        Finished(0, "stop"),
+        Usage(prompt_tokens=10, completion_tokens=4, cached_tokens=2, image_tokens=6),
+    ]
+
+
+def test_an_event_of_another_contract_is_an_error() -> None:
+    with pytest.raises(ModelError):
+        event_from_proto(pb.GenerateResponse())
+
+
+def test_what_the_model_says_about_itself() -> None:
+    info = model_info_from_proto(default_info(encoders_ready=3))
+    assert (info.id, info.max_model_len, info.max_images) == ("org/tiny-vl", 4096, 4)
+    assert (info.max_media_bytes, info.max_tiles, info.encoders_ready) == (4 << 20, 12, 3)
