@@ -14,10 +14,11 @@ from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderConnection
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
-from protos.errors import Cancelled, DeadlineExceeded, ServingError, Unavailable, error_from_rpc
+from protos.errors import Cancelled, DeadlineExceeded, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import MAX_CHUNK_BYTES
 from protos.request_context import Metadata
+from protos.statuses import error_from_rpc
 from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_bytes
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)

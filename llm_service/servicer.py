@@ -23,11 +23,12 @@ from llm_service.to_proto import event_to_proto
 from llm_service.tokenizer import load_tokenizer
 from protos import encoder_pb2, language_model_pb2, language_model_pb2_grpc
 from protos.checkpoint import Checkpoint, open_checkpoint
-from protos.errors import InvalidRequest, Unavailable, rpc_errors
+from protos.errors import InvalidRequest, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.preprocessing import Preprocessing
 from protos.request_context import outgoing_metadata, request_id_of
 from protos.server import Server, wait_for_shutdown
+from protos.statuses import rpc_errors
 
 SERVICE_NAME = language_model_pb2.DESCRIPTOR.services_by_name["LanguageModel"].full_name
 
