@@ -1,0 +1,327 @@
+"""What happens when each part dies, and what bad input gets: real processes, real pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.checkpoints import make_checkpoint
+from tests.pictures import image_part, picture, text_part, user
+from tests.processes import Stack
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    checkpoint = make_checkpoint(tmp_path_factory.mktemp("failures"), "qwen3", "chat")
+    with Stack(checkpoint, "--num-kv-blocks", "256", "--max-images", "4") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(stack: Stack) -> Iterator[None]:
+    """After every test all blocks are free, nothing runs, and an ordinary request gets its answer."""
+    yield
+    wait_idle(stack)
+    assert ask(stack, user(text_part("still there?"))).status_code == 200
+
+
+def ask(stack: Stack, messages: Any, **more: Any) -> httpx.Response:
+    body = {"messages": messages, "max_tokens": 8, "temperature": 0, **more}
+    return httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=60)
+
+
+def load(stack: Stack) -> dict[str, float]:
+    """Sequences and KV use, over gRPC, as an operator would ask."""
+    import grpc
+
+    from protos import language_model_pb2, language_model_pb2_grpc
+
+    with grpc.insecure_channel(stack.llm.address) as channel:
+        stub = language_model_pb2_grpc.LanguageModelStub(channel)
+        model = stub.GetModel(language_model_pb2.GetLanguageModelRequest(), timeout=5)
+    return {
+        "running": model.sequences_running,
+        "waiting": model.sequences_waiting,
+        "kv": model.kv_cache_usage,
+    }
+
+
+def wait_idle(stack: Stack, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(value > 1e-6 for value in load(stack).values()):
+        assert time.monotonic() < deadline, f"something is left: {load(stack)}"
+        time.sleep(0.02)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str) and error["message"]
+    return dict(error)
+
+
+class TestEncoderDies:
+    def test_kill_with_a_picture_in_flight(self, stack: Stack) -> None:
+        """A clear 503 within 2 s, text goes on meanwhile, and pictures work again after a restart."""
+        picture_in_flight = user(image_part(picture(1)), text_part("what?"))
+        before = ask(stack, picture_in_flight).json()["choices"][0]["message"]["content"]
+
+        async def scenario() -> tuple[httpx.Response, float, httpx.Response]:
+            async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+                stack.encoder.pause()  # so that the picture is certainly still in flight
+                pending = asyncio.create_task(
+                    client.post(
+                        "/v1/chat/completions",
+                        json={"messages": user(image_part(picture(2)), text_part("what?"))},
+                    )
+                )
+                await asyncio.sleep(0.2)
+                stack.encoder.kill()
+                killed = time.monotonic()
+                text = await client.post(
+                    "/v1/chat/completions",
+                    json={"messages": user(text_part("and text?")), "max_tokens": 4},
+                )
+                return await pending, time.monotonic() - killed, text
+
+        response, seconds, text = asyncio.run(scenario())
+        assert response.status_code == 503 and seconds < 2
+        assert "encoder" in error_of(response)["message"]
+        assert text.status_code == 200
+        refused = ask(stack, user(image_part(picture(3)), text_part("what?")))
+        assert refused.status_code == 503
+        llm, gateway = stack.llm.process.pid, stack.gateway.process.pid
+        stack.restart_encoder()
+        stack.wait_ready()
+        again = ask(stack, user(image_part(picture(2)), text_part("what?")))
+        assert again.status_code == 200
+        assert ask(stack, picture_in_flight).json()["choices"][0]["message"]["content"] == before
+        assert (stack.llm.process.poll(), stack.gateway.process.poll()) == (None, None)
+        assert (stack.llm.process.pid, stack.gateway.process.pid) == (llm, gateway)
+
+    def test_an_encoder_that_hangs_counts_as_dead(self, stack: Stack) -> None:
+        stack.encoder.pause()
+        start = time.monotonic()
+        try:
+            response = ask(stack, user(image_part(picture(4)), text_part("what?")))
+        finally:
+            stack.encoder.resume()
+        assert response.status_code in (503, 504) and time.monotonic() - start < 15
+        stack.wait_ready()
+
+    def test_a_known_picture_needs_no_encoder(self, stack: Stack) -> None:
+        conversation = user(image_part(picture(5)), text_part("the same question"))
+        first = ask(stack, conversation).json()
+        stack.encoder.pause()
+        try:
+            second = ask(stack, conversation).json()
+        finally:
+            stack.encoder.resume()
+        assert second["choices"][0]["message"] == first["choices"][0]["message"]
+        assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+class TestCancel:
+    """Cancel a stream at every stage: all blocks and slots come back (see `nothing_is_left`)."""
+
+    @pytest.mark.parametrize("seconds", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3])
+    def test_after_some_time(self, stack: Stack, seconds: float) -> None:
+        number = int(seconds * 1000)
+
+        async def scenario() -> None:
+            async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+                requests = [
+                    asyncio.create_task(
+                        client.post(
+                            "/v1/chat/completions",
+                            json={
+                                "messages": user(
+                                    image_part(picture(100 + 10 * number + index, 300, 200)),
+                                    text_part("tell me"),
+                                ),
+                                "max_tokens": 400,
+                                "ignore_eos": True,
+                            },
+                        )
+                    )
+                    for index in range(3)
+                ]
+                await asyncio.sleep(seconds)
+                for request in requests:
+                    request.cancel()
+                await asyncio.gather(*requests, return_exceptions=True)
+
+        asyncio.run(scenario())
+
+    def test_while_waiting_for_an_encoder_that_hangs(self, stack: Stack) -> None:
+        stack.encoder.pause()
+        try:
+            with pytest.raises(httpx.ReadTimeout):
+                body = {"messages": user(image_part(picture(7)), text_part("?"))}
+                httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=0.2)
+            wait_idle(stack)
+        finally:
+            stack.encoder.resume()
+        stack.wait_ready()
+
+    def test_mid_stream(self, stack: Stack) -> None:
+        body = {
+            "messages": user(image_part(picture(8)), text_part("tell me")),
+            "max_tokens": 2000,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        with httpx.stream("POST", f"{stack.url}/v1/chat/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            for _ in range(6):
+                next(lines)
+
+
+def png_bomb(side: int) -> bytes:
+    """A valid PNG of side x side black pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def blank(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "navy").save(file, "PNG")
+    return file.getvalue()
+
+
+def animated_gif() -> bytes:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+BAD_PICTURES = {
+    "not an image": b"hello, I am a text file",
+    "empty": b"",
+    "truncated": picture(9)[:-200],
+    "cut in the header": picture(9)[:20],
+    "1x1": blank(1, 1),
+    "1x20000": blank(1, 20_000),
+    "bomb": png_bomb(30_000),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("kind", BAD_PICTURES)
+    def test_bad_pictures_are_named(self, stack: Stack, kind: str) -> None:
+        messages = user(text_part("look"), image_part(picture(10)), image_part(BAD_PICTURES[kind]))
+        response = ask(stack, messages)
+        assert response.status_code == 400, response.text
+        assert str(error_of(response)["param"]).startswith("messages.0.content.2")
+
+    def test_a_bad_picture_disturbs_nobody_else(self, stack: Stack) -> None:
+        async def scenario() -> list[httpx.Response]:
+            good = user(image_part(picture(11, 300, 200)), text_part("fine?"))
+            bad = user(image_part(BAD_PICTURES["truncated"]), text_part("fine?"))
+            async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+                posts = [
+                    client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 6})
+                    for messages in (good, bad, good, bad)
+                ]
+                return list(await asyncio.gather(*posts))
+
+        assert [response.status_code for response in asyncio.run(scenario())] == [200, 400, 200, 400]
+
+    def test_an_animated_gif_counts_as_its_first_frame(self, stack: Stack) -> None:
+        still = io.BytesIO()
+        Image.new("RGB", (40, 30), "red").save(still, "GIF")
+        answers = [
+            ask(stack, user(image_part(data), text_part("colour?"))).json()["choices"][0]["message"]
+            for data in (animated_gif(), still.getvalue())
+        ]
+        assert answers[0] == answers[1]
+
+    def test_prompt_too_long(self, stack: Stack) -> None:
+        response = ask(stack, user(text_part("word " * 20_000)))
+        assert response.status_code == 400
+        assert error_of(response)["code"] == "context_length_exceeded"
+        assert error_of(response)["param"] == "messages"
+
+    def test_too_many_pictures(self, stack: Stack) -> None:
+        response = ask(stack, user(*(image_part(picture(20 + index)) for index in range(5))))
+        assert response.status_code == 400
+        assert str(error_of(response)["param"]).startswith("messages")
+
+    @pytest.mark.parametrize("word", ["<IMG_CONTEXT>", "<image>", "<img></img>", "<|im_end|>"])
+    def test_text_that_spells_a_placeholder_is_text(self, stack: Stack, word: str) -> None:
+        """design.md: it stays text.  Its tokens are those of its letters, so the counts still agree."""
+        with_picture = user(image_part(picture(12)), text_part(f"what is {word}?"))
+        response = ask(stack, with_picture)
+        assert response.status_code == 200
+        usage = response.json()["usage"]
+        plain = ask(stack, user(image_part(picture(12)), text_part("what is ?"))).json()["usage"]
+        assert (
+            usage["prompt_tokens_details"]["image_tokens"] == plain["prompt_tokens_details"]["image_tokens"]
+        )
+        assert usage["prompt_tokens"] >= plain["prompt_tokens"] + 3
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"messages": []}, "messages"),
+            ({}, "messages"),
+            ({"messages": "hello"}, "messages"),
+            ({"messages": [{"role": "user"}]}, "messages.0.content"),
+            ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+            ({"messages": user({"type": "image_url", "image_url": {"url": 5}})}, "messages.0.content.0"),
+            ({"messages": user({"type": "text", "text": 7})}, "messages.0.content.0"),
+            ({"messages": user(text_part("x")), "temperature": "hot"}, "temperature"),
+            ({"messages": user(text_part("x")), "temperature": 9}, "temperature"),
+            ({"messages": user(text_part("x")), "max_tokens": 0}, "max_tokens"),
+            ({"messages": user(text_part("x")), "n": 100_000}, "n"),
+            ({"messages": user(text_part("x")), "logit_bias": {"999999": 1}}, "logit_bias"),
+            ({"messages": user(text_part("x")), "stop": [""]}, "stop"),
+            ({"messages": user(image_part(picture(13), max_dynamic_patch=0))}, "messages.0.content.0"),
+            ({"messages": user(image_part(picture(13), max_dynamic_patch=999))}, "messages.0.content.0"),
+        ],
+    )
+    def test_wrong_types_and_ranges(self, stack: Stack, body: dict[str, Any], param: str) -> None:
+        response = httpx.post(f"{stack.url}/v1/chat/completions", content=json.dumps(body), timeout=60)
+        assert response.status_code == 400, response.text
+        assert str(error_of(response)["param"]).startswith(param)
+
+    def test_not_json(self, stack: Stack) -> None:
+        response = httpx.post(f"{stack.url}/v1/chat/completions", content=b"{nope", timeout=60)
+        assert response.status_code == 400
+        error_of(response)
+
+
+class TestLanguageModelDies:
+    def test_the_engine_takes_its_service_down_and_clients_hear_of_it(self, tmp_path: Path) -> None:
+        checkpoint = make_checkpoint(tmp_path, "qwen3", "chat")
+        with Stack(checkpoint) as stack:
+            children = Path(f"/proc/{stack.llm.process.pid}/task/{stack.llm.process.pid}/children")
+            engine = int(children.read_text().split()[0])
+            import os
+            import signal
+
+            os.kill(engine, signal.SIGKILL)
+            assert stack.llm.process.wait(20) != 0
+            response = ask(stack, user(text_part("anybody?")))
+            assert response.status_code == 503
+            assert "connect" not in error_of(response)["message"].lower()
