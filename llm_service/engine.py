@@ -51,10 +51,16 @@ class Engine:
         self.scheduler.add(group)
 
     def abort(self, group_id: int) -> None:
+        """End all choices.  Granted slots stay the front end's until `close`."""
         group = self.scheduler.groups.get(group_id)
         self.scheduler.abort(group_id)
         if group is not None:
             self._forget(group.sequences)
+
+    def close(self, group_id: int) -> None:
+        """The front end is done with the group, ended or not, and will write none of its slots."""
+        self.abort(group_id)
+        self.scheduler.revoke_grants(group_id)
 
     def abort_choice(self, group_id: int, index: int) -> None:
         """End one choice; its siblings go on.  Unknown ids are ignored: it may just have finished."""

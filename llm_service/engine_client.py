@@ -85,8 +85,11 @@ class EngineRequest:
         self._events.put_nowait(event)
 
     def store_tile(self, grant: SlotGrant, embeds: torch.Tensor) -> None:
-        """Write [num_tokens, hidden_size] into the granted slot, once; ignored after `close`."""
-        if self._closed:
+        """Write [num_tokens, hidden_size] into the granted slot, once; ignored after `close`.
+
+        Also when the connection has broken: the engine may have given the slot to somebody else.
+        """
+        if self._closed or self._client.is_closed:
             return
         self._client.memory.write(grant.slot, embeds)
         self._client.send(TileStored(self._request_id, grant.tile_index))
@@ -167,8 +170,12 @@ class EngineClient:
         )
         return request
 
+    @property
+    def is_closed(self) -> bool:
+        return self._writer.is_closing()
+
     def send(self, message: msgspec.Struct) -> None:
-        if not self._writer.is_closing():
+        if not self.is_closed:
             self._writer.write(encode_frame(message))
 
     def forget(self, request_id: int) -> None:
@@ -183,7 +190,6 @@ class EngineClient:
     async def close(self) -> None:
         self._receiver.cancel()
         await asyncio.wait([self._receiver])
-        self._writer.close()
         self.memory.close()
 
     async def _receive(self) -> None:
@@ -194,6 +200,7 @@ class EngineClient:
         except (OSError, msgspec.DecodeError, ValueError) as error:
             log.error("connection to the engine broke: %s", error)
         finally:
+            self._writer.close()
             for request in self._requests.values():
                 request.post(_gone())
 

@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 @dataclass(eq=False)
 class _FrontEnd:
     socket: FrameSocket
-    group_of_request: dict[int, int] = field(default_factory=dict)
-    needs_stats: bool = False
+    group_of_request: dict[int, int] = field(default_factory=dict)  # until the front end closes the request
+    stats: EngineStats | None = None  # the last it was told
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,10 @@ class EngineHost:
         while not self._stopped:
             self._poll(0 if progressed else POLL_S)
             progressed = self._step() if self._engine.has_work else False
-            self._send_stats()
+            self._send_stats(everyone=not progressed)
         for front_end in self._front_ends:
             front_end.socket.close()
+        self._selector.close()
 
     def _poll(self, timeout: float) -> None:
         if any(front_end.socket.has_unsent for front_end in self._front_ends):
@@ -106,14 +107,17 @@ class EngineHost:
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        socket.send_fds(connection, [encode_frame(self._ready)], [self._visual_fd])
         front_end = _FrontEnd(FrameSocket(connection, ToEngine))
         self._front_ends.append(front_end)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(front_end))
+        greeting, fds = [encode_frame(self._ready)], [self._visual_fd]
+        self._guard(front_end, lambda: socket.send_fds(connection, greeting, fds))
 
     def _read(self, front_end: _FrontEnd) -> None:
         def handle_all() -> None:
             for message in front_end.socket.receive():
+                if front_end not in self._front_ends:  # an answer found it gone
+                    return
                 self._handle(front_end, message)
 
         self._guard(front_end, handle_all)
@@ -122,7 +126,7 @@ class EngineHost:
         """A broken connection ends its front end, nothing else."""
         try:
             action()
-        except ConnectionError as error:
+        except OSError as error:
             log.info("front end left: %s", error)
             self._drop(front_end)
 
@@ -133,24 +137,22 @@ class EngineHost:
         self._selector.unregister(front_end.socket)
         front_end.socket.close()
         for request_id in list(front_end.group_of_request):
-            self._abort(front_end, request_id)
+            self._close(front_end, request_id)
 
     def _handle(self, front_end: _FrontEnd, message: ToEngine) -> None:
         if isinstance(message, AddRequest):
             self._add(front_end, message)
         elif isinstance(message, AbortRequest):
-            self._abort(front_end, message.request_id)
+            self._close(front_end, message.request_id)
         elif message.request_id in front_end.group_of_request:
             self._update(front_end, front_end.group_of_request[message.request_id], message)
 
     def _update(self, front_end: _FrontEnd, group_id: int, message: TileStored | AbortChoice) -> None:
         if isinstance(message, TileStored):
             self._engine.scheduler.tile_stored(group_id, message.tile_index)
-            return
-        self._engine.abort_choice(group_id, message.index)
-        front_end.needs_stats = True
-        if group_id not in self._engine.scheduler.groups:
-            self._abort(front_end, message.request_id)
+        else:
+            self._engine.abort_choice(group_id, message.index)
+            front_end.stats = None
 
     def _add(self, front_end: _FrontEnd, message: AddRequest) -> None:
         refusal = self._refusal(message)
@@ -168,6 +170,8 @@ class EngineHost:
         if len(self._engine.scheduler.waiting) >= self._max_waiting:
             text = f"{self._max_waiting} sequences are waiting already"
             return RequestRefused(message.request_id, "overloaded", text)
+        if not message.prompt_token_ids:
+            return RequestRefused(message.request_id, "invalid_request", "the prompt has no tokens")
         longest = len(message.prompt_token_ids) + 1
         if longest > self._ready.max_model_len:
             text = f"prompt of {longest - 1} tokens does not fit into {self._ready.max_model_len}"
@@ -177,13 +181,15 @@ class EngineHost:
             return RequestRefused(message.request_id, "invalid_request", text)
         return None
 
-    def _abort(self, front_end: _FrontEnd, request_id: int) -> None:
+    def _close(self, front_end: _FrontEnd, request_id: int) -> None:
+        """The front end is done with the request, ended or not; only now are its slots free again."""
         group_id = front_end.group_of_request.pop(request_id, None)
         if group_id is None:
             return
-        self._engine.abort(group_id)
+        if group_id in self._engine.scheduler.groups:
+            front_end.stats = None
+        self._engine.close(group_id)
         del self._origins[group_id]
-        front_end.needs_stats = True
 
     def _step(self) -> bool:
         """False when everything waits for tiles, so that the loop may sleep until one comes."""
@@ -202,10 +208,12 @@ class EngineHost:
         self._failed_steps += 1
         if self._failed_steps >= MAX_FAILED_STEPS:
             raise
-        for origin in list(self._origins.values()):
-            refusal = RequestRefused(origin.request_id, "internal_error", "the model failed; see the log")
-            self._abort(origin.front_end, origin.request_id)
-            self._send(origin.front_end, refusal)
+        for group_id in list(self._engine.scheduler.groups):
+            origin = self._origins.get(group_id)
+            if origin is not None:  # else its front end was found gone meanwhile
+                self._engine.abort(group_id)
+                refusal = RequestRefused(origin.request_id, "model_error", "the model failed; see the log")
+                self._send(origin.front_end, refusal)
         self._engine.scheduler.reset_prefix_cache()
 
     def _publish(self, result: StepResult) -> None:
@@ -219,27 +227,23 @@ class EngineHost:
             origin = self._origins[grant.group_id]
             slot_grant = SlotGrant(origin.request_id, grant.tile_index, grant.slot)
             grants.setdefault(origin.front_end, []).append(slot_grant)
-        self._forget_finished(result)
         stats = self._stats()
         for front_end in outputs.keys() | grants.keys():
-            front_end.needs_stats = False
+            front_end.stats = stats
             message = StepOutput(outputs.get(front_end, []), grants.get(front_end, []), stats)
             self._send(front_end, message)
 
-    def _send_stats(self) -> None:
-        """After aborts nothing else would tell a front end that the load has fallen."""
-        for front_end in [front_end for front_end in self._front_ends if front_end.needs_stats]:
-            front_end.needs_stats = False
-            self._send(front_end, StepOutput([], [], self._stats()))
+    def _send_stats(self, everyone: bool) -> None:
+        """After aborts, and when the engine comes to rest, nothing else tells that the load has fallen."""
+        stats = self._stats()
+        for front_end in list(self._front_ends):
+            if front_end.stats is None or (everyone and front_end.stats != stats):
+                front_end.stats = stats
+                self._send(front_end, StepOutput([], [], stats))
 
     def _send(self, front_end: _FrontEnd, message: FromEngine) -> None:
-        self._guard(front_end, partial(front_end.socket.send, message))
-
-    def _forget_finished(self, result: StepResult) -> None:
-        for group in {progress.sequence.group for progress in result.progress}:
-            if group.is_finished:
-                origin = self._origins.pop(group.group_id)
-                del origin.front_end.group_of_request[origin.request_id]
+        if front_end in self._front_ends:
+            self._guard(front_end, partial(front_end.socket.send, message))
 
     def _stats(self) -> EngineStats:
         scheduler = self._engine.scheduler

@@ -11,7 +11,10 @@ import os
 import socket
 import stat
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import torch
@@ -40,6 +43,7 @@ from protos.malloc import tune_malloc
 from protos.preprocessing import Preprocessing
 
 READY_LINE = "ready"
+PARENT_GRACE_S = 0.5  # for the event loop to stop by itself
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ class _Rank:
         return VisualMemory(fd, setup.num_slots, setup.slot_tokens, size, self.dtype)
 
 
-def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint) -> None:
+def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint, output: IO[str]) -> None:
     config = settings.engine
     ranks = (
         RankServer(Path(settings.ranks_path), config.tensor_parallel_size - 1)
@@ -130,7 +134,7 @@ def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint) -> None:
         rank.dtype,
         rank.device,
     )
-    print(READY_LINE, flush=True)
+    print(READY_LINE, file=output, flush=True)
     host.run()
 
 
@@ -178,15 +182,34 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
+def _claim_stdout() -> IO[str]:
+    """Stdout for "ready" alone: what libraries print goes to stderr, for nobody reads on after that line."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return output
+
+
+def _exit_with_parent() -> None:
+    """End this process soon after stdin has, even while it loads or hangs in a collective."""
+    sys.stdin.buffer.read()
+    time.sleep(PARENT_GRACE_S)
+    os._exit(1)
+
+
 def main() -> None:
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSettings)
+    output = _claim_stdout()
     logging.basicConfig(
         level=settings.log_level, format=f"%(asctime)s engine[{settings.rank}] %(levelname)s %(message)s"
     )
     tune_malloc()
-    run = run_rank_zero if settings.rank == 0 else run_other_rank
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        run(settings, open_checkpoint(settings.model))
+        checkpoint = open_checkpoint(settings.model)
+        if settings.rank == 0:
+            run_rank_zero(settings, checkpoint, output)
+        else:
+            run_other_rank(settings, checkpoint)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

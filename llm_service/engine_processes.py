@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -79,7 +80,8 @@ class EngineProcesses:
         )
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(self._settings(rank)) + b"\n")
-        await process.stdin.drain()
+        with suppress(ConnectionError):  # ended already: `start` will notice
+            await process.stdin.drain()
         return process
 
     def _settings(self, rank: int) -> EngineSettings:

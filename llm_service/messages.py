@@ -38,7 +38,7 @@ class TileStored(msgspec.Struct, frozen=True, tag=True):
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
-    """No slot of this request will be written after this message."""
+    """No slot of this request will be written after this message.  Ends it if need be; sent for each one."""
 
     request_id: int
 
@@ -106,7 +106,10 @@ class RequestAccepted(msgspec.Struct, frozen=True, tag=True):
 
 
 class RequestRefused(msgspec.Struct, frozen=True, tag=True):
-    """The request was not admitted (reason "overloaded"), or its step failed (reason "model_error")."""
+    """The request was not admitted, or its step failed (reason "model_error").
+
+    Other reasons: "overloaded", "context_length_exceeded", "invalid_request".
+    """
 
     request_id: int
     reason: str

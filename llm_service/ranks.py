@@ -74,14 +74,15 @@ class RankClient:
     def receive_setup(self) -> tuple[RankSetup, int]:
         """(setup, file descriptor of the visual store)"""
         data, fds, _, _ = socket.recv_fds(self._connection, READ_BYTES, 1)
-        messages = list(self._decoder.feed(data))
-        while not messages:
-            messages = list(self._decoder.feed(self._receive()))
-        return messages[0], fds[0]
+        while True:
+            for message in self._decoder.feed(data):
+                return message, fds[0]  # what came behind it stays in the decoder
+            data = self._receive()
 
     def steps(self) -> Iterator[StepInput]:
         """Steps until rank 0 closes the connection."""
         self._connection.settimeout(None)
+        yield from self._decoder.feed(b"")
         while data := self._connection.recv(READ_BYTES):
             yield from self._decoder.feed(data)
 

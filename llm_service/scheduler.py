@@ -7,6 +7,7 @@ its first visual token that has not arrived, and no further.  Knows neither tens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -20,10 +21,13 @@ from llm_service.sequence import (
 )
 from llm_service.visual_store import VisualStore
 
+READ_NOW = (-1.0, 0)
+READ_BY_ALL = (math.inf, 0)
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    max_num_seqs: int
+    max_num_seqs: int  # most sequences computed in one step; those that wait for tiles do not count
     max_num_batched_tokens: int
     max_model_len: int
     long_prefill_token_threshold: int = 0  # most prompt tokens of one sequence in a step; 0: no limit
@@ -83,12 +87,16 @@ class Scheduler:
         self.waiting.extend(group.sequences)
 
     def abort(self, group_id: int) -> None:
-        """Free everything the group holds; unknown ids are ignored (it may just have finished)."""
+        """End the group's choices; unknown ids are ignored (it may just have finished)."""
         group = self.groups.get(group_id)
         if group is None:
             return
         for sequence in group.sequences:
             self.finish(sequence, FinishReason.ABORT)
+
+    def revoke_grants(self, group_id: int) -> None:
+        """The front end of a group, ended or not, will write no granted slot any more."""
+        self._store.revoke(group_id)
 
     def tile_stored(self, group_id: int, tile_index: int) -> None:
         """The front end has written a granted slot; unknown ids are ignored, as in `abort`."""
@@ -124,7 +132,7 @@ class Scheduler:
         return finished
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Free what the sequence holds, and its group's visual tokens with the last one."""
+        """Free what the sequence holds; with a group's last one its visual tokens become cache."""
         if sequence.is_finished:
             return
         queue = self.running if sequence.status is SequenceStatus.RUNNING else self.waiting
@@ -151,7 +159,7 @@ class Scheduler:
 
     def _schedule_running(self, sequence: Sequence, schedule: Schedule, budget: int) -> None:
         count = self._chunk(sequence, budget - schedule.num_tokens)
-        if count == 0:
+        if count == 0 or self._is_full(schedule):
             return
         while not self._blocks.allocate(sequence, sequence.num_computed_tokens + count):
             victim = self._victim(sequence)
@@ -164,7 +172,7 @@ class Scheduler:
         self.waiting.sort(key=lambda sequence: sequence.rank)
         for sequence in list(self.waiting):
             left = budget - schedule.num_tokens
-            if left <= 0 or len(self.running) >= self._config.max_num_seqs:
+            if left <= 0 or self._is_full(schedule):
                 return
             if self._waits_for_sibling(sequence):
                 continue
@@ -175,7 +183,7 @@ class Scheduler:
         """False when blocks are short: those behind must not overtake."""
         sequence.num_computed_tokens = self._blocks.attach_cached_prefix(sequence)
         count = self._chunk(sequence, left)
-        if count and self._blocks.allocate(sequence, sequence.num_computed_tokens + count):
+        if count and self._allocate_from_idle(sequence, sequence.num_computed_tokens + count, schedule):
             self.waiting.remove(sequence)
             self.running.append(sequence)
             sequence.status = SequenceStatus.RUNNING
@@ -188,15 +196,32 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         return count == 0  # it waits for a tile: let others run
 
+    def _allocate_from_idle(self, sequence: Sequence, num_tokens: int, schedule: Schedule) -> bool:
+        """Allocate, if need be from younger sequences that wait for tiles.
+
+        Without this, one that waits for blocks and one that waits for the slots of its tiles could hold
+        what the other needs.
+        """
+        while not self._blocks.allocate(sequence, num_tokens):
+            idle = [
+                other
+                for other in self.running
+                if other.rank > sequence.rank and other not in schedule.num_new_tokens
+            ]
+            if not idle:
+                return False
+            self._preempt(max(idle, key=lambda other: other.rank), schedule)
+        return True
+
+    def _is_full(self, schedule: Schedule) -> bool:
+        return len(schedule.num_new_tokens) >= self._config.max_num_seqs
+
     def _waits_for_sibling(self, sequence: Sequence) -> bool:
-        """The first choice computes the prompt once; the others read it from the prefix cache."""
-        first = sequence.group.sequences[0]
-        return (
-            self._blocks.enable_prefix_caching
-            and sequence is not first
-            and not first.is_finished
-            and first.num_output_tokens == 0
-        )
+        """One choice computes the prompt; the others read it from the prefix cache."""
+        siblings = sequence.group.sequences
+        if not self._blocks.enable_prefix_caching or any(sibling.num_output_tokens for sibling in siblings):
+            return False
+        return sequence is not next(sibling for sibling in siblings if not sibling.is_finished)
 
     def _chunk(self, sequence: Sequence, left: int) -> int:
         """New tokens to compute: up to the budget, the chunk limit and the first missing visual token."""
@@ -241,7 +266,7 @@ class Scheduler:
             for tile_index in self._missing_tiles(group):
                 key = group.tiles[tile_index].key
                 slot = self._store.grant(key, group.group_id)
-                if slot is None and self._make_room(group, schedule):
+                if slot is None and self._make_room(group, tile_index, schedule):
                     slot = self._store.grant(key, group.group_id)
                 if slot is None:
                     return
@@ -267,28 +292,28 @@ class Scheduler:
             return sequence.num_computed_tokens
         return self._blocks.num_cached_tokens(sequence)
 
-    def _make_room(self, group: SequenceGroup, schedule: Schedule) -> bool:
-        """Evict a tile that all have read, else one that only groups behind this one wait to read.
+    def _make_room(self, group: SequenceGroup, tile_index: int, schedule: Schedule) -> bool:
+        """Evict a tile that all have read, else the one that is needed last, if later than this one.
 
-        They are granted it again later.  What this step's forward reads stays.
+        It is granted again in its turn.  What this step's forward reads stays.
         """
         groups = self._groups_by_rank()
-        first_reader: dict[TileKey, int] = {}
+        needs: dict[
+            TileKey, tuple[float, int]
+        ] = {}  # first reader's place in the queue, position in its prompt
         for place, reader in enumerate(groups):
             start = self._num_tokens_read(reader)
             for tile in reader.tiles:
                 if tile.end > start:
-                    first_reader.setdefault(tile.key, place)
+                    needs.setdefault(tile.key, (place, tile.offset))
         for sequence, count in schedule.num_new_tokens.items():
             start = sequence.num_computed_tokens
             for tile in sequence.tiles_between(start, start + count):
-                first_reader[tile.key] = -1
-        own_place = groups.index(group)
+                needs[tile.key] = READ_NOW
+        own_need = (groups.index(group), group.tiles[tile_index].offset)
 
-        def penalty(key: TileKey) -> float | None:
-            place = first_reader.get(key)
-            if place is None:
-                return float("inf")
-            return place if place > own_place else None
+        def penalty(key: TileKey) -> tuple[float, int] | None:
+            need = needs.get(key, READ_BY_ALL)
+            return need if need > own_need else None
 
         return self._store.evict_least_needed(penalty)

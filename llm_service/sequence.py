@@ -119,4 +119,6 @@ class Sequence:
 
     def tiles_between(self, start: int, end: int) -> list[VisualTile]:
         """Tiles with a position in [start, end)."""
+        if not self.group.tiles or start >= self.group.tiles[-1].end:
+            return []  # every decode comes here
         return [tile for tile in self.group.tiles if tile.offset < end and tile.end > start]

@@ -142,8 +142,9 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
     """
     async with AsyncExitStack() as stack:
         checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
-        server = Server(config.server, [SERVICE_NAME])
+        # The engine before the server: gRPC complains about a process that forks after its threads run.
         engine = await _join_or_start_engine(config, stack)
+        server = Server(config.server, [SERVICE_NAME])
         backends = _backends(config, checkpoint, engine)
         backends.encoders.start()
         stack.push_async_callback(backends.encoders.close)

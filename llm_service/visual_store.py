@@ -17,7 +17,7 @@ from llm_service.sequence import TileKey
 @dataclass
 class StoreEntry:
     slot: int
-    owner: int | None  # group whose front end may write the slot; None once it is stored
+    owner: int | None  # group whose front end may write the slot, ended or not; None once it is stored
     users: set[int] = field(default_factory=set)  # groups whose prompts contain the tile
 
     @property
@@ -62,7 +62,7 @@ class VisualStore:
         assert entry is not None and entry.owner == group_id, "tile stored without a grant"
         entry.owner = None
 
-    def evict_least_needed(self, penalty: Callable[[TileKey], float | None]) -> bool:
+    def evict_least_needed(self, penalty: Callable[[TileKey], tuple[float, int] | None]) -> bool:
         """Free the stored tile with the highest penalty; entries with None are not to be touched."""
         candidates = [
             (score, key)
@@ -76,11 +76,17 @@ class VisualStore:
         return True
 
     def leave(self, group_id: int) -> None:
-        """The group has ended: its grants are void, its tiles become cache."""
-        for key in [key for key, entry in self._entries.items() if entry.owner == group_id]:
-            self._remove(key)
+        """The group has ended and its tiles become cache.
+
+        Its grants stay until `revoke`: a slot that its front end may still be writing is nobody else's.
+        """
         for entry in self._entries.values():
             entry.users.discard(group_id)
+
+    def revoke(self, group_id: int) -> None:
+        """The group's front end will write no slot any more: its grants are void."""
+        for key in [key for key, entry in self._entries.items() if entry.owner == group_id]:
+            self._remove(key)
 
     @property
     def num_granted(self) -> int:
@@ -92,7 +98,6 @@ class VisualStore:
         assert sorted(used + self._free_slots) == list(range(self.num_slots)), "slot lost or owned twice"
         for entry in self._entries.values():
             assert entry.users <= group_ids, "tile used by a group that has ended"
-            assert entry.owner is None or entry.owner in group_ids, "slot granted to a group that has ended"
 
     def _evict_unused(self) -> bool:
         key = next((key for key, entry in self._entries.items() if entry.is_stored and not entry.users), None)

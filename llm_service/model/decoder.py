@@ -39,33 +39,26 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
+        size, head_dim = config.hidden_size, config.head_dim
         self.qkv = QKVLinear(
-            config.hidden_size,
+            size,
             config.num_heads,
             config.num_kv_heads,
-            config.head_dim,
+            head_dim,
             bias=config.qkv_bias,
             parallel=parallel,
             dtype=dtype,
             device=device,
         )
-        self.num_heads, self.num_kv_heads = self.qkv.num_heads, self.qkv.num_kv_heads
-        self.head_dim = config.head_dim
-        self.qk_norm = (
-            HeadNorm(
-                self.num_heads,
-                self.num_kv_heads,
-                config.head_dim,
-                config.rms_norm_eps,
-                dtype,
-                device,
-            )
-            if config.qk_norm
-            else None
-        )
+        num_heads, num_kv_heads = self.qkv.num_heads, self.qkv.num_kv_heads
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.qk_norm: HeadNorm | None = None
+        if config.qk_norm:
+            eps = config.rms_norm_eps
+            self.qk_norm = HeadNorm(num_heads, num_kv_heads, head_dim, eps, dtype, device)
         self.o = RowParallelLinear(
-            config.num_heads * config.head_dim,
-            config.hidden_size,
+            config.num_heads * head_dim,
+            size,
             bias=config.o_bias,
             parallel=parallel,
             dtype=dtype,
