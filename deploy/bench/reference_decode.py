@@ -1,7 +1,7 @@
 """transformers' `generate` on the language model of a checkpoint: the yardstick of the decode benchmark.
 
-`python -m deploy.bench.reference_decode FOLDER THREADS`: answers each line "PROMPT_TOKENS NEW_TOKENS" on stdin
-with the seconds a token of the decode took.
+`python -m deploy.bench.reference_decode FOLDER THREADS DTYPE`: answers each line "PROMPT_TOKENS NEW_TOKENS"
+on stdin with the seconds a token of the decode took.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from protos.checkpoint import Checkpoint, open_checkpoint
 PREFIX = "language_model."
 
 
-def load(checkpoint: Checkpoint) -> Any:
+def load(checkpoint: Checkpoint, dtype: str) -> Any:
     """The decoder of an `InternVLChatModel` checkpoint, whose names are transformers' behind a prefix."""
     settings = dict(checkpoint.config["llm_config"])
-    dtype = getattr(torch, settings["torch_dtype"])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     weights = {
         name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.load(checkpoint.language_names())
     }
@@ -54,9 +53,9 @@ def seconds_per_token(model: Any, num_prompt_tokens: int, num_new_tokens: int) -
     return (seconds(1 + num_new_tokens) - first) / num_new_tokens
 
 
-def main(folder: Path, num_threads: int) -> None:
+def main(folder: Path, num_threads: int, dtype: str) -> None:
     torch.set_num_threads(num_threads)
-    model = load(open_checkpoint(str(folder)))
+    model = load(open_checkpoint(str(folder)), dtype)
     print("ready", flush=True)
     for line in sys.stdin:
         num_prompt_tokens, num_new_tokens = (int(word) for word in line.split())
@@ -64,4 +63,4 @@ def main(folder: Path, num_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -212,8 +212,11 @@ import asyncio
 from protos.server import Server, ServerConfig, wait_for_shutdown
 async def main():
     server = Server(ServerConfig(shutdown_grace_s=1), ["tessera.v1.Encoder"])
-    print(await server.start(), flush=True)
-    await wait_for_shutdown(lambda: print("asked to stop", flush=True))
+    port = await server.start()
+    stopping = asyncio.create_task(wait_for_shutdown(lambda: print("asked to stop", flush=True)))
+    await asyncio.sleep(0)  # from here on signals are handled
+    print(port, flush=True)
+    await stopping
     await server.stop()
     print("stopped", flush=True)
 asyncio.run(main())

@@ -1,0 +1,80 @@
+# Every target sets up what it needs: a virtual environment of its own, made once and again when
+# pyproject.toml changes.  PYTHON chooses the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+MODEL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROTO_VENV := .venv-proto
+PROTO_INSTALLED := $(PROTO_VENV)/.installed
+# The oldest toolchain that is supported: generated code runs with this version of gRPC and any newer one.
+GRPCIO_TOOLS := grpcio-tools==1.75.1
+PROTOS := $(wildcard protos/*.proto)
+PROTOC = $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I .
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test test-gpu check fmt fmt-check lint types proto proto-check bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Set up .venv with everything (done by the other targets when needed)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tessera needs Python 3.11 or newer; choose one with PYTHON=")'
+	@echo "installing into $(VENV) (PyTorch is large: this can take minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED) ## Ask a question about the bundled picture through all three services
+	@$(BIN)/python -m deploy.demo $(MODEL)
+
+serve: $(INSTALLED) ## Serve MODEL=folder-or-hub-id on port 8000 until Ctrl-C
+	@exec $(BIN)/tessera serve $(MODEL)
+
+test: $(INSTALLED) ## Run the tests that need no GPU
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+check: fmt-check lint types proto-check test ## Format, lint, types, stub freshness, tests: what CI runs
+
+fmt: $(INSTALLED) ## Format the code and sort imports
+	@$(BIN)/ruff check --quiet --select I --fix .
+	@$(BIN)/ruff format .
+
+fmt-check: $(INSTALLED)
+	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted: run "make fmt"'; exit 1; }
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	@$(BIN)/mypy .
+
+$(PROTO_INSTALLED): Makefile
+	@$(PYTHON) -m venv $(PROTO_VENV)
+	@$(PROTO_VENV)/bin/python $(PIP) $(GRPCIO_TOOLS)
+	@touch $@
+
+proto: $(PROTO_INSTALLED) ## Generate the stubs in protos/ again
+	@$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+proto-check: $(PROTO_INSTALLED) ## Check that the stubs in protos/ are those of the .proto files
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	$(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
+	for stub in "$$fresh"/protos/* protos/*_pb2*.py*; do \
+	    diff -u "protos/$${stub##*/}" "$$fresh/protos/$${stub##*/}" || \
+	    { echo 'stale stubs: run "make proto"'; exit 1; }; \
+	done
+
+bench: $(INSTALLED) ## Measure decoding and the visual-token path on this machine
+	@$(BIN)/python -m deploy.bench
+
+clean: ## Remove what the targets above made
+	@rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+"""`tessera chat`: a conversation with a running gateway in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import readline  # noqa: F401  (gives input() line editing and history)
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from deploy.cli import UsageError
+from deploy.completions import CompletionError, Completions, Message, user_message
+from deploy.service import EMBEDDED_MODEL_NAME
+from deploy.tiny_checkpoint import NOISE_NOTICE
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+HELP = "/image PATH adds a picture to the next message, /new starts over, /quit or Ctrl-D ends"
+
+
+class Chat:
+    """The conversation so far.  Pictures wait until a message takes them along."""
+
+    def __init__(
+        self, client: Completions, model: str, out: TextIO, system: str | None = None, **options: Any
+    ) -> None:
+        """`options` are fields of the request, such as `temperature`."""
+        self._client = client
+        self._model = model
+        self._out = out
+        self._system = system
+        self._options = options
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget everything but the system message."""
+        self.messages: list[Message] = []
+        self.pictures: list[Path] = []
+        if self._system is not None:
+            self.messages.append({"role": "system", "content": self._system})
+
+    def ask(self, text: str) -> None:
+        """Print the answer as it comes.  A question that failed leaves the conversation as it was.
+
+        Raises:
+            CompletionError, OSError: refused or broken off; a picture cannot be read.
+        """
+        question = user_message(text, self.pictures)
+        answer = ""
+        pieces = self._client.stream(self._model, [*self.messages, question], **self._options)
+        try:
+            with contextlib.closing(pieces):
+                for piece in pieces:
+                    answer += piece.text
+                    print(piece.text, end="", file=self._out, flush=True)
+        except KeyboardInterrupt:  # closing the stream has cancelled the request
+            print(" [stopped]", end="", file=self._out)
+        finally:
+            print(file=self._out)
+        self.messages += [question, {"role": "assistant", "content": answer}]
+        self.pictures = []
+
+
+class ChatCommand:
+    log_level = "warning"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "words",
+            nargs="*",
+            metavar="PICTURE|QUESTION",
+            help="picture files for the first message; with a question: answer it and end",
+        )
+        parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1", help="default: %(default)s")
+        parser.add_argument("--model", help="id of the model (default: the first that the gateway names)")
+        parser.add_argument("--system", metavar="TEXT", help="system message")
+        parser.add_argument("--max-tokens", type=int, metavar="INT", help="most tokens of an answer")
+        parser.add_argument("--temperature", type=float, metavar="FLOAT", help="0 is greedy")
+        parser.add_argument("--seed", type=int, metavar="INT", help="makes sampling repeatable")
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        pictures, question = sort_words(arguments.words)
+        client = Completions(arguments.base_url)
+        try:
+            model = arguments.model or client.models()[0]
+            given = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "seed")}
+            options = {name: value for name, value in given.items() if value is not None}
+            chat = Chat(client, model, sys.stdout, arguments.system, **options)
+            chat.pictures = pictures
+            if model == EMBEDDED_MODEL_NAME:
+                print(f"note: {NOISE_NOTICE}", file=sys.stderr)
+            if question is not None:
+                chat.ask(question)
+            else:
+                converse(chat, typed_lines(sys.stdin), note)
+        except (CompletionError, OSError) as error:
+            note(f"tessera chat: {error}")
+            return 1
+        finally:
+            client.close()
+        return 0
+
+
+def sort_words(words: list[str]) -> tuple[list[Path], str | None]:
+    """Pictures (existing files, or words that end like one) and the question, if there is one.
+
+    Raises:
+        UsageError: a picture is missing, or there are two questions.
+    """
+    names = [word for word in words if word.lower().endswith(PICTURE_SUFFIXES) or _is_file(word)]
+    questions = [word for word in words if word not in names]
+    missing = [name for name in names if not _is_file(name)]
+    if missing:
+        raise UsageError(f"no such picture: {missing[0]}")
+    if len(questions) > 1:
+        raise UsageError(f"one question at most (in quotes), got {questions}")
+    return [Path(name) for name in names], questions[0] if questions else None
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a question can be too long for a file name
+        return False
+
+
+def converse(chat: Chat, lines: Iterator[str], note: Callable[[str], None]) -> None:
+    """Answer line by line.  What goes wrong is told, and the conversation goes on."""
+    note(HELP)
+    for line in lines:
+        word, _, rest = line.strip().partition(" ")
+        if word == "/quit":
+            return
+        if word == "/new":
+            chat.start_over()
+        elif word == "/image":
+            _add_picture(chat, Path(rest.strip()).expanduser(), note)
+        elif word.startswith("/"):
+            note(HELP)
+        elif line.strip():
+            try:
+                chat.ask(line.strip())
+            except (CompletionError, OSError) as error:
+                note(str(error))
+
+
+def _add_picture(chat: Chat, path: Path, note: Callable[[str], None]) -> None:
+    if not path.is_file():
+        note(f"no such picture: {path}")
+        return
+    chat.pictures.append(path)
+    note(f"{path.name} goes with the next message")
+
+
+def typed_lines(source: TextIO) -> Iterator[str]:
+    """Lines until Ctrl-D or Ctrl-C; with a prompt and line editing on a terminal."""
+    if not source.isatty():
+        yield from source
+        return
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        yield line
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

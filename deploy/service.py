@@ -1,0 +1,155 @@
+"""One service in this process: `tessera encoder`, `tessera llm`, `tessera gateway`.
+
+Calls the `serve` of the service and nothing else of it; tells a parent when it is ready and
+ends with the parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+
+from deploy.cli import UsageError
+from deploy.flags import ConfigFlags
+from deploy.tiny_checkpoint import NOISE_NOTICE, default_checkpoint
+from protos.errors import ServingError
+
+EMBEDDED_MODEL_NAME = "tessera-tiny-random"
+# After the parent's death: more than any service takes to drain.
+ORPHAN_GRACE_S = 40.0
+
+log = logging.getLogger(__name__)
+
+Serve = Callable[[Any, Callable[[int], None]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ServiceCommand:
+    name: str
+    flags: ConfigFlags[Any]
+    load_serve: Callable[[], Serve]  # imports what the service needs, torch included
+    host_of: Callable[[Any], str]
+    has_model: bool
+    log_level: str = "info"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        if self.has_model:
+            add_model_argument(parser)
+        parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
+        self.flags.add_to(parser, self.name)
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        if arguments.exit_with_parent:
+            threading.Thread(target=follow_parent, daemon=True).start()
+        if self.has_model:
+            from protos.malloc import tune_malloc
+
+            tune_malloc()
+        config = self._config(arguments)
+        serve = self.load_serve()
+
+        def on_ready(port: int) -> None:
+            print(ready_line(self.name, f"{self.host_of(config)}:{port}"), flush=True)
+
+        try:
+            uvloop.run(serve(config, on_ready))  # type: ignore[arg-type]
+        # An address in use, a checkpoint that cannot be served, an engine that ended.
+        except (OSError, ValueError, ServingError) as error:
+            log.debug("stopped by", exc_info=True)
+            log.error("%s", error)
+            return 1
+        return 0
+
+    def _config(self, arguments: argparse.Namespace) -> Any:
+        values = resolve_model(arguments) if self.has_model else {}
+        if self.has_model and arguments.model is None:
+            log.warning(NOISE_NOTICE)
+        fields = {field.path[0] for field in self.flags.flags} | {"model"}
+        try:
+            return self.flags.config(
+                arguments, **{name: value for name, value in values.items() if name in fields}
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="checkpoint: a folder or a hub id (default: a tiny random one that Tessera makes itself)",
+    )
+
+
+def resolve_model(arguments: argparse.Namespace) -> dict[str, str]:
+    """Config fields that MODEL decides: the embedded checkpoint and its name where none is given."""
+    if arguments.model is not None:
+        return {"model": arguments.model}
+    values = {"model": str(default_checkpoint())}
+    if not hasattr(arguments, "served_model_name"):
+        values["served_model_name"] = EMBEDDED_MODEL_NAME
+    return values
+
+
+def ready_line(name: str, address: str) -> str:
+    """What a service prints when it accepts requests; `deploy.supervisor` reads it."""
+    return f"tessera {name} ready on {address}"
+
+
+def follow_parent() -> None:
+    """End this process group when stdin ends: the parent holds the other end, however it dies.
+
+    A pipe is noticed on every Unix, and `kill -9` of the parent closes it, too.
+    """
+    while os.read(0, 1024):
+        pass
+    log.warning("parent has gone: stopping")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_GRACE_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+def encoder_command() -> ServiceCommand:
+    from encoder_service.config import EncoderConfig
+
+    def load_serve() -> Serve:
+        from encoder_service.servicer import serve
+
+        return serve
+
+    flags = ConfigFlags(EncoderConfig, omit=("model",), defaults={"port": 50051})
+    return ServiceCommand("encoder", flags, load_serve, lambda config: config.server.host, has_model=True)
+
+
+def llm_command() -> ServiceCommand:
+    from llm_service.config import LLMConfig
+
+    def load_serve() -> Serve:
+        from llm_service.servicer import serve
+
+        return serve
+
+    flags = ConfigFlags(LLMConfig, omit=("model",), defaults={"port": 50052})
+    return ServiceCommand("llm", flags, load_serve, lambda config: config.server.host, has_model=True)
+
+
+def gateway_command() -> ServiceCommand:
+    from gateway.config import GatewayConfig
+
+    def load_serve() -> Serve:
+        from gateway.app import serve
+
+        return serve
+
+    flags = ConfigFlags(GatewayConfig, defaults={"port": 8000})
+    return ServiceCommand("gateway", flags, load_serve, lambda config: config.host, has_model=False)
