@@ -234,34 +234,23 @@ def write_hf(
     size = {"height": image_size, "width": image_size}
     pixels = {"size": size, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD, "resample": 3}
     common = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "processor_class": "InternVLProcessor",
+    for file, fields in {
+        "preprocessor_config.json": {
             "image_processor_type": "GotOcr2ImageProcessorFast",
-            "crop_to_patches": False,
+            "crop_to_patches": False,  # as released: InternVLProcessor turns it on
             "min_patches": 1,
             "max_patches": MAX_TILES,
             **pixels,
             **common,
         },
-    )
-    write_json(
-        folder / "video_preprocessor_config.json",
-        {
-            "processor_class": "InternVLProcessor",
+        "video_preprocessor_config.json": {
             "video_processor_type": "InternVLVideoProcessor",
             **pixels,
             **common,
         },
-    )
-    write_json(
-        folder / "processor_config.json",
-        {
-            "processor_class": "InternVLProcessor",
-            "image_seq_length": tokens_per_tile(image_size),
-        },
-    )
+        "processor_config.json": {"image_seq_length": tokens_per_tile(image_size)},
+    }.items():
+        write_json(folder / file, {"processor_class": "InternVLProcessor"} | fields)
 
 
 def write_chat(
