@@ -63,6 +63,7 @@ class EngineHost:
         visual_fd: int,
         max_waiting: int,
         parent: IO[bytes] | None = None,
+        max_failed_steps: int = MAX_FAILED_STEPS,
     ) -> None:
         """`parent` is a pipe whose end of file means that whoever started the engine is gone."""
         self._engine = engine
@@ -74,6 +75,7 @@ class EngineHost:
         self._front_ends: list[_FrontEnd] = []
         self._next_group_id = 0
         self._failed_steps = 0
+        self._max_failed_steps = max_failed_steps
         self._stopped = False
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
@@ -88,13 +90,15 @@ class EngineHost:
     def run(self) -> None:
         """Serve until stopped.  Raises what the engine raises when it fails several steps in a row."""
         progressed = False
-        while not self._stopped:
-            self._poll(0 if progressed else POLL_S)
-            progressed = self._step() if self._engine.has_work else False
-            self._send_stats(everyone=not progressed)
-        for front_end in self._front_ends:
-            front_end.socket.close()
-        self._selector.close()
+        try:
+            while not self._stopped:
+                self._poll(0 if progressed else POLL_S)
+                progressed = self._step() if self._engine.has_work else False
+                self._send_stats(everyone=not progressed)
+        finally:
+            for front_end in self._front_ends:
+                front_end.socket.close()
+            self._selector.close()
 
     def _poll(self, timeout: float) -> None:
         if any(front_end.socket.has_unsent for front_end in self._front_ends):
@@ -206,7 +210,7 @@ class EngineHost:
         """What a failed forward left in the cache is unknown: nobody in the engine can go on."""
         log.exception("step failed")
         self._failed_steps += 1
-        if self._failed_steps >= MAX_FAILED_STEPS:
+        if self._failed_steps >= self._max_failed_steps:
             raise
         for group_id in list(self._engine.scheduler.groups):
             origin = self._origins.get(group_id)

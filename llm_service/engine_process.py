@@ -25,7 +25,7 @@ from llm_service.block_manager import BlockManager
 from llm_service.capacity import Capacity, plan_capacity, resolve_device, resolve_dtype
 from llm_service.config import EngineConfig
 from llm_service.engine import Engine, Runner
-from llm_service.engine_host import EngineHost
+from llm_service.engine_host import MAX_FAILED_STEPS, EngineHost
 from llm_service.kv_cache import KVCache
 from llm_service.messages import EngineReady
 from llm_service.model.config import DecoderConfig
@@ -124,7 +124,11 @@ def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint, output: IO[s
     runner: Runner = local if ranks is None else ParallelRunner(local, ranks)
     engine = build_engine(config, capacity, rank.backend.block_size, runner, rank.device)
     ready = _ready(rank, capacity)
-    host = EngineHost(engine, listener, ready, memory.fd, config.max_waiting, sys.stdin.buffer)
+    # Ranks that failed at different places would meet in the wrong collective: only a restart helps.
+    max_failed_steps = MAX_FAILED_STEPS if ranks is None else 1
+    host = EngineHost(
+        engine, listener, ready, memory.fd, config.max_waiting, sys.stdin.buffer, max_failed_steps
+    )
     log.info(
         "engine ready: %d KV blocks of %d tokens, context %d, %d visual slots, %s on %s",
         capacity.num_blocks,

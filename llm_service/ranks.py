@@ -49,6 +49,12 @@ class RankServer:
         for connection in self._connections:
             connection.sendall(frame)
 
+    def close(self) -> None:
+        """End the other ranks: their steps are over."""
+        self._listener.close()
+        for connection in self._connections:
+            connection.close()
+
 
 class ParallelRunner:
     """Rank 0's runner: hands the step to the other ranks and computes its own share of it."""

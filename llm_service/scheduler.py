@@ -1,7 +1,7 @@
 """Which tokens of which sequences the next step computes, and which tiles may come in.
 
 One token budget a step is shared by decodes and prefill chunks.  Blocks are taken per scheduled chunk;
-when they run out, the youngest sequences give theirs up and are recomputed later.  A sequence runs up to
+when they run out, younger sequences give theirs up and are recomputed later.  A sequence runs up to
 its first visual token that has not arrived, and no further.  Knows neither tensors nor IO.
 """
 
@@ -18,11 +18,11 @@ from llm_service.sequence import (
     SequenceGroup,
     SequenceStatus,
     TileKey,
+    VisualTile,
 )
 from llm_service.visual_store import VisualStore
 
-READ_NOW = (-1.0, 0)
-READ_BY_ALL = (math.inf, 0)
+READ_BY_ALL = (math.inf, 0)  # needed later than anything
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Scheduler:
             self._store.store(self.groups[group_id].tiles[tile_index].key, group_id)
 
     def schedule(self) -> Schedule:
-        schedule = Schedule()
+        # First, while nothing is being read yet: the oldest can then take any slot that is not its own.
+        schedule = Schedule(grants=list(self._grant_tiles()))
         budget = self._config.max_num_batched_tokens
         self.running.sort(key=lambda sequence: sequence.rank)
         decodes = [sequence for sequence in self.running if sequence.is_decoding]
@@ -113,7 +114,6 @@ class Scheduler:
             if sequence.status is SequenceStatus.RUNNING:  # an older one may have preempted it meanwhile
                 self._schedule_running(sequence, schedule, budget)
         self._admit(schedule, budget)
-        schedule.grants = list(self._grant_tiles(schedule))
         return schedule
 
     def postprocess(self, schedule: Schedule, sampled: Mapping[Sequence, int]) -> list[Sequence]:
@@ -163,9 +163,9 @@ class Scheduler:
             return
         while not self._blocks.allocate(sequence, sequence.num_computed_tokens + count):
             victim = self._victim(sequence)
+            if victim is None:
+                return  # it keeps its blocks until it gets more, or an older one takes them
             self._preempt(victim, schedule)
-            if victim is sequence:
-                return
         schedule.add(sequence, count)
 
     def _admit(self, schedule: Schedule, budget: int) -> None:
@@ -197,7 +197,7 @@ class Scheduler:
         return count == 0  # it waits for a tile: let others run
 
     def _allocate_from_idle(self, sequence: Sequence, num_tokens: int, schedule: Schedule) -> bool:
-        """Allocate, if need be from younger sequences that wait for tiles.
+        """Allocate, if need be from younger sequences that this step does not compute.
 
         Without this, one that waits for blocks and one that waits for the slots of its tiles could hold
         what the other needs.
@@ -235,11 +235,11 @@ class Scheduler:
                 return max(tile.offset - start, 0)
         return max(end - start, 0)
 
-    def _victim(self, sequence: Sequence) -> Sequence:
-        """The youngest sequence behind this one, text-only ones first; else the sequence itself."""
+    def _victim(self, sequence: Sequence) -> Sequence | None:
+        """The youngest sequence behind this one, text-only ones first."""
         younger = [other for other in self.running if other.rank > sequence.rank]
         text_only = [other for other in younger if not other.group.tiles]
-        return max(text_only or younger or [sequence], key=lambda other: other.rank)
+        return max(text_only or younger, key=lambda other: other.rank, default=None)
 
     def _preempt(self, victim: Sequence, schedule: Schedule) -> None:
         schedule.discard(victim)
@@ -260,57 +260,47 @@ class Scheduler:
             return FinishReason.LENGTH
         return None
 
-    def _grant_tiles(self, schedule: Schedule) -> Iterator[TileGrant]:
-        """Grants follow the queue: the oldest group that misses a tile can always obtain a slot."""
-        for group in self._groups_by_rank():
-            for tile_index in self._missing_tiles(group):
-                key = group.tiles[tile_index].key
-                slot = self._store.grant(key, group.group_id)
-                if slot is None and self._make_room(group, tile_index, schedule):
-                    slot = self._store.grant(key, group.group_id)
+    def _grant_tiles(self) -> Iterator[TileGrant]:
+        """Grants follow the queue: the oldest sequence that misses a tile can always obtain a slot."""
+        for sequence in self._readers():
+            group_id = sequence.group.group_id
+            for tile_index, tile in self._unread_tiles(sequence):
+                if self._store.join(tile.key, group_id):
+                    continue
+                slot = self._store.grant(tile.key, group_id)
+                if slot is None and self._make_room(sequence, tile):
+                    slot = self._store.grant(tile.key, group_id)
                 if slot is None:
                     return
-                yield TileGrant(group.group_id, tile_index, slot)
+                yield TileGrant(group_id, tile_index, slot)
 
-    def _groups_by_rank(self) -> list[SequenceGroup]:
-        return sorted((group for group in self.groups.values() if group.tiles), key=lambda group: group.rank)
+    def _readers(self) -> list[Sequence]:
+        """Sequences with pictures, oldest first."""
+        pictured = [sequence for sequence in self.running + self.waiting if sequence.group.tiles]
+        return sorted(pictured, key=lambda sequence: sequence.rank)
 
-    def _missing_tiles(self, group: SequenceGroup) -> Iterator[int]:
-        """Tiles that some choice still has to read and that nobody is fetching."""
-        start = self._num_tokens_read(group)
-        for tile_index, tile in enumerate(group.tiles):
-            if tile.end > start and not self._store.join(tile.key, group.group_id):
-                yield tile_index
+    def _unread_tiles(self, sequence: Sequence) -> Iterator[tuple[int, VisualTile]]:
+        tiles = sequence.group.tiles
+        start = self._num_tokens_read(sequence)
+        return ((index, tile) for index, tile in enumerate(tiles) if tile.end > start)
 
-    def _num_tokens_read(self, group: SequenceGroup) -> int:
-        """Prompt tokens that no choice has to compute any more."""
-        return min(self._progress(sequence) for sequence in group.sequences if not sequence.is_finished)
-
-    def _progress(self, sequence: Sequence) -> int:
+    def _num_tokens_read(self, sequence: Sequence) -> int:
         """A waiting sequence counts what the prefix cache holds for it."""
         if sequence.status is SequenceStatus.RUNNING:
             return sequence.num_computed_tokens
         return self._blocks.num_cached_tokens(sequence)
 
-    def _make_room(self, group: SequenceGroup, tile_index: int, schedule: Schedule) -> bool:
-        """Evict a tile that all have read, else the one that is needed last, if later than this one.
+    def _make_room(self, sequence: Sequence, missing: VisualTile) -> bool:
+        """Evict a tile that all have read, else the one that is needed last, if later than `missing`.
 
-        It is granted again in its turn.  What this step's forward reads stays.
+        It is granted again in its turn.
         """
-        groups = self._groups_by_rank()
-        needs: dict[
-            TileKey, tuple[float, int]
-        ] = {}  # first reader's place in the queue, position in its prompt
-        for place, reader in enumerate(groups):
-            start = self._num_tokens_read(reader)
-            for tile in reader.tiles:
-                if tile.end > start:
-                    needs.setdefault(tile.key, (place, tile.offset))
-        for sequence, count in schedule.num_new_tokens.items():
-            start = sequence.num_computed_tokens
-            for tile in sequence.tiles_between(start, start + count):
-                needs[tile.key] = READ_NOW
-        own_need = (groups.index(group), group.tiles[tile_index].offset)
+        readers = self._readers()
+        needs: dict[TileKey, tuple[float, int]] = {}  # place of the first reader in the queue, and offset
+        for place, reader in enumerate(readers):
+            for _, tile in self._unread_tiles(reader):
+                needs.setdefault(tile.key, (place, tile.offset))
+        own_need = (readers.index(sequence), missing.offset)
 
         def penalty(key: TileKey) -> tuple[float, int] | None:
             need = needs.get(key, READ_BY_ALL)

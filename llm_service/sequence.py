@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import total_ordering
 
 from llm_service.sampling_params import SamplingParams
 
@@ -36,16 +35,12 @@ class VisualTile:
         return self.offset + self.num_tokens
 
 
-@total_ordering
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class QueueRank:
     """Place in the queue: lower priority numbers first, then first come, first served."""
 
     priority: int
     arrival: int
-
-    def __lt__(self, other: QueueRank) -> bool:
-        return (self.priority, self.arrival) < (other.priority, other.arrival)
 
 
 @dataclass(eq=False)
@@ -81,6 +76,8 @@ class Sequence:
     def __init__(self, group: SequenceGroup, index: int) -> None:
         self.group = group
         self.index = index
+        # Plain numbers, because every step sorts the queues by it.
+        self.rank = (group.rank.priority, group.rank.arrival, index)
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.token_ids = list(group.prompt_token_ids)
@@ -91,10 +88,6 @@ class Sequence:
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, as far as they were needed
         self.was_scheduled = False
-
-    @property
-    def rank(self) -> tuple[QueueRank, int]:
-        return self.group.rank, self.index
 
     @property
     def num_tokens(self) -> int:

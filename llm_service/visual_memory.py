@@ -35,12 +35,16 @@ class VisualMemory:
         folder = SHARED_MEMORY_DIR if SHARED_MEMORY_DIR.is_dir() else None
         fd, name = tempfile.mkstemp(prefix="tessera-visual-", dir=folder)
         os.unlink(name)
-        # Reserving now turns a full /dev/shm into an error at start instead of a SIGBUS under load.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(fd, 0, size)
-        else:
-            os.ftruncate(fd, size)
-        return cls(fd, num_slots, slot_tokens, hidden_size, dtype)
+        try:
+            # Reserving now turns a full /dev/shm into an error at start instead of a SIGBUS under load.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, size)
+            else:
+                os.ftruncate(fd, size)
+            return cls(fd, num_slots, slot_tokens, hidden_size, dtype)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def write(self, slot: int, embeds: torch.Tensor) -> None:
         """Store [num_tokens, hidden_size]; the element type is converted where the encoder's differs."""
@@ -51,5 +55,7 @@ class VisualMemory:
         return self._slots[slot, first_row : first_row + num_rows]
 
     def close(self) -> None:
-        """Close the descriptor; the mapping lives as long as tensors over it do."""
-        os.close(self.fd)
+        """Close the descriptor, if it is open; the mapping lives as long as tensors over it do."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,113 @@
+"""The step: numbers to the runner, tokens back, and what a failed step leaves behind."""
+
+import pytest
+import torch
+
+from llm_service.engine import build_step_input
+from llm_service.messages import VisualRows
+from llm_service.sampling_params import SamplingParams
+from llm_service.sequence import QueueRank, SequenceGroup
+from tests.llm_service.fakes import PLACEHOLDER, VOCAB_SIZE, Tile, World, alone, outputs
+
+
+def test_the_step_input_lists_sequence_after_sequence():
+    world = World(budget=16)
+    world.add([2, Tile("a"), 3], max_tokens=4)
+    world.step(deliver=True)
+    text = world.add([20])
+    world.step()
+    step = world.runner.steps[-1]
+    assert step.token_ids == [PLACEHOLDER] * 4 + [8, 9, 10] + text.prompt_token_ids[:9]
+    assert step.query_lens == [7, 9] and step.context_lens == [9, 9]
+    assert [len(table) for table in step.block_tables] == [3, 3]
+    assert step.visual_rows == [VisualRows(0, world.store.slot_of(b"a"), 0, 4)]
+    assert step.logits_positions == [6], "the second one's prompt goes on"
+
+
+def test_visual_rows_of_a_chunk_begin_and_end_inside_tiles():
+    world = World(budget=6, block_size=4)
+    world.add([1, Tile("a", 4), Tile("b", 8), 1])
+    world.step(deliver=True)
+    a, b = world.store.slot_of(b"a"), world.store.slot_of(b"b")
+    world.step()
+    assert world.runner.steps[-1].visual_rows == [VisualRows(0, a, 0, 4), VisualRows(4, b, 0, 2)]
+    world.step()
+    assert world.runner.steps[-1].visual_rows == [VisualRows(0, b, 2, 6)]
+
+
+def test_a_step_past_a_missing_tile_is_a_programmers_error():
+    world = World()
+    group = world.add([1, Tile("a")])
+    schedule = world.scheduler.schedule()
+    schedule.add(group.sequences[0], 3)
+    with pytest.raises(AssertionError, match="missing visual token"):
+        build_step_input(schedule, world.store)
+
+
+def test_progress_carries_the_first_steps_time_and_the_cached_tokens():
+    world = World()
+    group = world.add([6], max_tokens=3)
+    results = [world.engine.step() for _ in range(3)]
+    progress = [result.progress[0] for result in results]
+    assert len({item.scheduled_ns for item in progress}) == 1
+    assert [token.token_id for item in progress for token in item.tokens] == outputs(group)[0]
+    assert not world.engine.has_work
+
+
+def test_a_prefill_chunk_gives_no_progress():
+    world = World(budget=4)
+    world.add([6])
+    result = world.engine.step()
+    assert result.has_computed and result.progress == []
+
+
+def test_logprobs_are_those_of_the_models_logits():
+    world = World()
+    params = SamplingParams(temperature=0.0, logprobs=2)
+    world.engine.add(SequenceGroup(0, QueueRank(0, 0), [5, 6], (), params, frozenset(), 1))
+    token = world.engine.step().progress[0].tokens[0]
+    assert token.top[0] == (token.token_id, token.logprob) and len(token.top) == 2
+    assert token.top[0][1] > token.top[1][1]
+
+
+def test_a_seed_gives_the_same_text_whatever_else_runs_and_through_preemption():
+    expected = alone([6], max_tokens=8, seed=11)
+    world = World(num_blocks=6, max_model_len=24)
+    world.add([7], max_tokens=12, seed=1)
+    seeded = world.add([6], max_tokens=8, seed=11)
+    world.finish()
+    assert world.scheduler.num_preemptions > 0
+    assert outputs(seeded) == expected != alone([6], max_tokens=8, seed=12)
+
+
+def test_after_a_failed_step_everything_can_be_aborted_and_the_engine_goes_on():
+    world = World()
+    group, waiting = world.add([6], n=2), world.add([2, Tile("a")])
+    world.step()
+    world.runner.num_failures = 1
+    with pytest.raises(RuntimeError, match="no kernel"):
+        world.engine.step()
+    for failed in (group, waiting):
+        world.close(failed)
+    world.scheduler.reset_prefix_cache()
+    world.assert_all_free()
+    again = world.add([6], n=2)
+    world.finish()
+    assert outputs(again) == alone([6], n=2)
+
+
+def test_the_fake_model_tells_pictures_and_prefixes_apart():
+    """Else the comparisons of these tests would prove nothing."""
+    texts = [
+        alone(parts, max_tokens=6)
+        for parts in ([3, Tile("a"), 2], [3, Tile("b"), 2], [2, Tile("a"), 3], [9], [3, Tile("a"), 3])
+    ]
+    assert len({tuple(text[0]) for text in texts}) == len(texts)
+
+
+def test_a_step_without_logits_is_possible():
+    world = World(budget=4)
+    world.add([9])
+    world.step()
+    assert world.runner.steps[-1].logits_positions == []
+    assert world.runner.forward(world.runner.steps[-1]).shape == torch.Size([0, VOCAB_SIZE])
