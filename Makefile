@@ -72,8 +72,8 @@ proto-check: $(PROTO_INSTALLED) ## Check that the stubs in protos/ are those of 
 	    { echo 'stale stubs: run "make proto"'; exit 1; }; \
 	done
 
-bench: $(INSTALLED) ## Measure decoding and the visual-token path on this machine
-	@$(BIN)/python -m deploy.bench
+bench: $(INSTALLED) ## Measure decode and transport on this machine, against their yardsticks
+	@$(BIN)/tessera bench
 
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -18,6 +18,7 @@ COMMANDS = {
     "llm": ("messages and pictures in, text out (gRPC)", "deploy.service", "llm_command"),
     "gateway": ("the OpenAI API in front of language models (HTTP)", "deploy.service", "gateway_command"),
     "chat": ("talk to a running gateway in the terminal", "deploy.chat", "ChatCommand"),
+    "bench": ("measure decode and transport on this machine", "deploy.bench.command", "BenchCommand"),
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

@@ -1,1 +1,1 @@
-"""Benchmarks that print ratios from one run; run with `make bench`."""
+"""Benchmarks that print ratios from one run: `make bench` or `tessera bench`."""

@@ -54,10 +54,10 @@ class _Reference:
         return self._process.stdout.readline()
 
 
-def run(checkpoint: Path, num_threads: int, dtype: str) -> bool:
+def run(checkpoint: Path, num_threads: int, dtype: str, rounds: int = ROUNDS) -> bool:
     """Print both ratios; True when they reach what the project promises."""
-    reference, one, eight = asyncio.run(_measure(checkpoint, num_threads, dtype))
-    print(f"decode, Qwen3-0.6B-shaped, {dtype}, {num_threads} threads, {NUM_PROMPT_TOKENS} tokens of prompt")
+    reference, one, eight = asyncio.run(_measure(checkpoint, num_threads, dtype, rounds))
+    print(f"decode, {dtype}, {num_threads} threads, prompts of {NUM_PROMPT_TOKENS} tokens")
     print(f"  transformers generate, 1 stream   {reference:7.2f} tokens/s")
     print(f"  engine, 1 stream                  {one:7.2f} tokens/s")
     print(f"  engine, {NUM_STREAMS} streams                 {eight:7.2f} tokens/s")
@@ -67,7 +67,7 @@ def run(checkpoint: Path, num_threads: int, dtype: str) -> bool:
     return one / reference >= REQUIRED_RATIO and scaling >= REQUIRED_SCALING
 
 
-async def _measure(checkpoint: Path, num_threads: int, dtype: str) -> tuple[float, float, float]:
+async def _measure(checkpoint: Path, num_threads: int, dtype: str, rounds: int) -> tuple[float, float, float]:
     """Medians in tokens a second, measured in turns."""
     reference = await asyncio.to_thread(_Reference, checkpoint, num_threads, dtype)
     processes = EngineProcesses(str(checkpoint), EngineConfig(dtype=dtype, num_threads=num_threads))
@@ -76,7 +76,7 @@ async def _measure(checkpoint: Path, num_threads: int, dtype: str) -> tuple[floa
     rates: dict[str, list[float]] = {"reference": [], "one": [], "eight": []}
     try:
         await _tokens_per_second(client, 1)  # memory is touched once
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             rates["reference"].append(await asyncio.to_thread(reference.tokens_per_second))
             rates["one"].append(await _tokens_per_second(client, 1))
             rates["eight"].append(await _tokens_per_second(client, NUM_STREAMS))

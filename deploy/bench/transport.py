@@ -32,7 +32,7 @@ ROUNDS = 5
 REQUIRED_RATIO = 0.3
 
 
-def run(checkpoint: Path) -> bool:
+def run(checkpoint: Path, rounds: int = ROUNDS, streams_per_round: int = STREAMS_PER_ROUND) -> bool:
     """Print the ratio; True when it reaches what the project promises."""
     tune_malloc()
     encoder = subprocess.Popen(
@@ -43,7 +43,7 @@ def run(checkpoint: Path) -> bool:
     assert encoder.stdin is not None and encoder.stdout is not None
     port = int(encoder.stdout.readline())
     try:
-        raw, encode = asyncio.run(_measure(checkpoint, port))
+        raw, encode = asyncio.run(_measure(checkpoint, port, rounds, streams_per_round))
     finally:
         encoder.stdin.close()
         encoder.wait(30)
@@ -55,7 +55,7 @@ def run(checkpoint: Path) -> bool:
     return ratio >= REQUIRED_RATIO
 
 
-async def _measure(checkpoint: Path, port: int) -> tuple[float, float]:
+async def _measure(checkpoint: Path, port: int, rounds: int, streams_per_round: int) -> tuple[float, float]:
     """Medians in bytes a second, measured in turns."""
     base = FingerprintBase(open_checkpoint(str(checkpoint)))
     pool = EncoderPool(EncoderPoolConfig(encoders=(f"127.0.0.1:{port}",)), base)
@@ -64,20 +64,22 @@ async def _measure(checkpoint: Path, port: int) -> tuple[float, float]:
     memory = VisualMemory.create(MAX_TILES, TOKENS_PER_TILE, HIDDEN_SIZE, torch.bfloat16)
     raw_rates, encode_rates = [], []
     with RawSocket(TILE_BYTES) as raw:
-        await _encode_rate(pool, fingerprint, memory)  # both sides' heaps grow once
-        for _ in range(ROUNDS):
-            raw_rates.append(await asyncio.to_thread(raw.bytes_per_second, STREAMS_PER_ROUND * MAX_TILES))
-            encode_rates.append(await _encode_rate(pool, fingerprint, memory))
+        await _encode_rate(pool, fingerprint, memory, streams_per_round)  # both sides' heaps grow once
+        for _ in range(rounds):
+            raw_rates.append(await asyncio.to_thread(raw.bytes_per_second, streams_per_round * MAX_TILES))
+            encode_rates.append(await _encode_rate(pool, fingerprint, memory, streams_per_round))
     await pool.close()
     return statistics.median(raw_rates), statistics.median(encode_rates)
 
 
-async def _encode_rate(pool: EncoderPool, fingerprint: bytes, memory: VisualMemory) -> float:
+async def _encode_rate(
+    pool: EncoderPool, fingerprint: bytes, memory: VisualMemory, num_streams: int
+) -> float:
     picture = _picture(fingerprint)
     start = time.perf_counter()
-    for _ in range(STREAMS_PER_ROUND):
+    for _ in range(num_streams):
         await _fetch_all_tiles(pool, picture, memory)
-    return STREAMS_PER_ROUND * MAX_TILES * TILE_BYTES / (time.perf_counter() - start)
+    return num_streams * MAX_TILES * TILE_BYTES / (time.perf_counter() - start)
 
 
 async def _fetch_all_tiles(pool: EncoderPool, picture: Picture, memory: VisualMemory) -> None:

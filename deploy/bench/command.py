@@ -1,0 +1,69 @@
+"""`tessera bench`: decode and transport on this machine, each against its yardstick in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from deploy.cli import UsageError
+
+DTYPES = ("bfloat16", "float32")
+
+
+class BenchCommand:
+    log_level = "warning"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--threads",
+            type=int,
+            default=os.cpu_count(),
+            help="CPU threads of the decode (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--dtypes", default=",".join(DTYPES), help="element types of the decode (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--checkpoint", default="", help="folder that keeps the random checkpoint, 1.9 GB (default: none)"
+        )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """0 when every ratio reaches what the project promises."""
+        dtypes = [dtype for dtype in arguments.dtypes.split(",") if dtype]
+        for dtype in dtypes:
+            if dtype not in DTYPES:
+                raise UsageError(f"argument --dtypes: {dtype!r} is none of {', '.join(DTYPES)}")
+        from deploy.bench import decode, transport
+        from deploy.random_checkpoint import INTERNVIT_300M_QWEN3_600M, write_random_checkpoint
+
+        print(_machine(arguments.threads))
+        with tempfile.TemporaryDirectory(prefix="tessera-bench-") as scratch:
+            folder = Path(arguments.checkpoint or scratch)
+            if not (folder / "config.json").is_file():
+                print("writing a random checkpoint, InternViT-300M and Qwen3-0.6B in shape ...", flush=True)
+                write_random_checkpoint(folder, INTERNVIT_300M_QWEN3_600M)
+            reached = [transport.run(folder)]
+            reached += [decode.run(folder, arguments.threads, dtype) for dtype in dtypes]
+        return 0 if all(reached) else 1
+
+
+def _machine(num_threads: int) -> str:
+    """Hardware, versions and commit, so that a figure can be traced."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "grpcio"))
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {num_threads} threads; Python {platform.python_version()}, "
+        f"{versions}; commit {commit.stdout.strip() or 'unknown'}"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
