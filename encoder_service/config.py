@@ -43,7 +43,14 @@ class EncoderConfig:
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        for name in ("max_batch_tiles", "decode_workers", "pixel_budget_mib", "max_media", "max_tiles"):
+        for name in (
+            "max_batch_tiles",
+            "decode_workers",
+            "pixel_budget_mib",
+            "max_media",
+            "max_stream_bytes",
+            "max_tiles",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.num_threads < 0:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
@@ -27,14 +27,15 @@ from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest
 from protos.fingerprint import FingerprintBase, content_hash
 from protos.frames import EncodeEvent, TileFrame
+from protos.options import MAX_CHUNK_BYTES
 from protos.preprocessing import Preprocessing
 from protos.server import Server, wait_for_shutdown
 from protos.statuses import rpc_errors
 from protos.tensors import dtype_to_proto, tensor_bytes
 
 HEARTBEAT_INTERVAL_S = 0.2
-# Tiles cut ahead of the tower, in batches: one is computed while the next is prepared.
-BATCHES_AHEAD = 2
+# Tiles granted and not yet cut, of one stream: several times what the largest layout has.
+MAX_WAITING_GRANTS = 16_384
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,10 @@ class EncoderServicer:
             threads=ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode"),
             image_size=self._preprocessing.image_size,
             image_limits=config.image_limits,
+            batch_tiles=config.max_batch_tiles,
         )
+        # A checkpoint whose own default is larger must stay usable with it.
+        self._max_tiles = max(config.max_tiles, self._preprocessing.max_tiles)
         self._stream_ids = count()
         self._streams_open = 0
 
@@ -90,17 +94,11 @@ class EncoderServicer:
                 opening = await self._read_open(requests)
                 media = await self._read_media(opening, requests)
                 yield encoder_pb2.EncodeResponse(layout=self._layout(media))
-                tiles = TileStream(
-                    next(self._stream_ids),
-                    media,
-                    self._workers,
-                    opening.priority,
-                    BATCHES_AHEAD * self._config.max_batch_tiles,
-                )
+                tiles = TileStream(next(self._stream_ids), media, self._workers, opening.priority)
                 tiles.grant(_all_tiles(media)[: opening.initial_credit])
-                grants = asyncio.create_task(self._read_grants(requests, tiles, media))
+                grants = asyncio.create_task(_read_grants(requests, tiles, media))
                 try:
-                    async for event in self._events(tiles, grants):
+                    while (event := await self._next_event(tiles)) is not None:
                         yield event
                 finally:
                     grants.cancel()
@@ -125,7 +123,7 @@ class EncoderServicer:
                 max_tiles=preprocessing.max_tiles,
                 use_thumbnail=preprocessing.use_thumbnail,
             ),
-            max_tiles=self._config.max_tiles,
+            max_tiles=self._max_tiles,
             max_media=self._config.max_media,
             max_media_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
@@ -170,23 +168,34 @@ class EncoderServicer:
         buffers = [bytearray() for _ in opening.media]
         for index, announced in enumerate(opening.media):
             while len(buffers[index]) < announced.num_bytes:
-                request = await self._next_request(requests)
-                if request is None or request.WhichOneof("message") != "chunk":
-                    raise InvalidRequest("the picture's bytes are incomplete", field=f"media[{index}].data")
-                chunk = request.chunk
-                data = chunk.data
-                if chunk.medium != index or len(buffers[index]) + len(data) > announced.num_bytes:
-                    raise InvalidRequest("chunk out of order or too long", field=f"media[{index}].data")
-                buffers[index] += data
-        pairs = list(zip(opening.media, buffers, strict=True))
-        in_thread = asyncio.get_running_loop().run_in_executor
-        read = self._read_headers
-        return await in_thread(self._workers.threads, read, pairs)
+                room = announced.num_bytes - len(buffers[index])
+                buffers[index] += await self._read_chunk(requests, index, room)
+        return await self._workers.in_thread(partial(self._read_headers, opening.media, buffers))
 
-    def _read_headers(self, pairs: list[tuple[encoder_pb2.Medium, bytearray]]) -> list[Medium]:
-        return [self._read_header(index, medium, bytes(data)) for index, (medium, data) in enumerate(pairs)]
+    async def _read_chunk(self, requests: Requests, medium: int, room: int) -> bytes:
+        """The next bytes of a medium, of which `room` are missing."""
+        field = f"media[{medium}].data"
+        request = await self._next_request(requests)
+        if request is None or request.WhichOneof("message") != "chunk":
+            raise InvalidRequest("the picture's bytes are incomplete", field=field)
+        data = request.chunk.data
+        if request.chunk.medium != medium:
+            raise InvalidRequest(f"a chunk of medium {request.chunk.medium} came too early", field=field)
+        if not 1 <= len(data) <= MAX_CHUNK_BYTES:
+            raise InvalidRequest(
+                f"a chunk has {len(data)} bytes, must be in [1, {MAX_CHUNK_BYTES}]", field=field
+            )
+        if len(data) > room:
+            raise InvalidRequest("more bytes came than were announced", field=field)
+        return data
 
-    def _read_header(self, index: int, medium: encoder_pb2.Medium, data: bytes) -> Medium:
+    def _read_headers(self, media: Sequence[encoder_pb2.Medium], buffers: list[bytearray]) -> list[Medium]:
+        pairs = zip(media, buffers, strict=True)
+        return [self._read_header(index, medium, data) for index, (medium, data) in enumerate(pairs)]
+
+    def _read_header(self, index: int, medium: encoder_pb2.Medium, buffer: bytearray) -> Medium:
+        data = bytes(buffer)
+        buffer.clear()  # the copy is enough
         options = self._tiling(medium.tiling, f"media[{index}].tiling")
         header = read_header(data, self._config.image_limits, f"media[{index}].data")
         return Medium(
@@ -203,10 +212,9 @@ class EncoderServicer:
         defaults = self._preprocessing
         max_tiles = tiling.max_tiles if tiling.HasField("max_tiles") else defaults.max_tiles
         min_tiles = tiling.min_tiles if tiling.HasField("min_tiles") else min(defaults.min_tiles, max_tiles)
-        most = max(self._config.max_tiles, defaults.max_tiles)
-        if not 1 <= max_tiles <= most:
+        if not 1 <= max_tiles <= self._max_tiles:
             raise InvalidRequest(
-                f"max_tiles is {max_tiles}, must be in [1, {most}]", field=f"{field}.max_tiles"
+                f"max_tiles is {max_tiles}, must be in [1, {self._max_tiles}]", field=f"{field}.max_tiles"
             )
         if not 1 <= min_tiles <= max_tiles:
             raise InvalidRequest(
@@ -222,36 +230,14 @@ class EncoderServicer:
         except TimeoutError:
             raise DeadlineExceeded("the stream's upload stalled") from None
 
-    async def _read_grants(self, requests: Requests, tiles: TileStream, media: list[Medium]) -> None:
-        """Feed grants until the client half-closes."""
-        async for request in requests:
-            if request.WhichOneof("message") != "grant":
-                raise InvalidRequest("only grants may follow the media", field="grant")
-            for number, granted in enumerate(request.grant.tiles):
-                tiles.grant(_granted_tiles(granted, media, f"grant.tiles[{number}]"))
-        tiles.end_grants()
-
-    async def _events(self, tiles: TileStream, grants: asyncio.Task[None]) -> AsyncIterator[EncodeEvent]:
-        """Tiles as they come, a heartbeat whenever none came for a while."""
-        following = asyncio.create_task(tiles.next_tile())
+    async def _next_event(self, tiles: TileStream) -> EncodeEvent | None:
+        """The next tile, a heartbeat when none came for a while, None at the end."""
         try:
-            while True:
-                waiting = {following} if grants.done() else {following, grants}
-                await asyncio.wait(waiting, timeout=HEARTBEAT_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
-                if grants.done():
-                    grants.result()  # raises what was wrong with a grant
-                if not following.done():
-                    yield self._heartbeat()
-                    continue
-                finished = following.result()
-                if finished is None:
-                    return
-                following = asyncio.create_task(tiles.next_tile())
-                yield _tile(finished)
-        finally:
-            following.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await following
+            async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
+                finished = await tiles.next_tile()
+        except TimeoutError:
+            return self._heartbeat()
+        return None if finished is None else _tile(finished)
 
     def _heartbeat(self) -> encoder_pb2.EncodeResponse:
         heartbeat = encoder_pb2.Heartbeat(
@@ -288,6 +274,24 @@ def _all_tiles(media: list[Medium]) -> list[GrantedTile]:
         for index, medium in enumerate(media)
         for tile in range(medium.plan.num_tiles)
     ]
+
+
+async def _read_grants(requests: Requests, tiles: TileStream, media: list[Medium]) -> None:
+    """Feed grants until the client half-closes."""
+    try:
+        async for request in requests:
+            if request.WhichOneof("message") != "grant":
+                raise InvalidRequest("only grants may follow the media", field="grant")
+            for number, granted in enumerate(request.grant.tiles):
+                tiles.grant(_granted_tiles(granted, media, f"grant.tiles[{number}]"))
+                if tiles.num_waiting > MAX_WAITING_GRANTS:
+                    raise InvalidRequest(
+                        f"more than {MAX_WAITING_GRANTS} granted tiles wait", field=f"grant.tiles[{number}]"
+                    )
+    except Exception as error:
+        tiles.fail(error)
+    else:
+        tiles.end_grants()
 
 
 def _granted_tiles(granted: encoder_pb2.TileRange, media: list[Medium], field: str) -> list[GrantedTile]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,8 @@ from encoder_service.pixel_budget import PixelBudget
 from encoder_service.tiling import TileCutter, TilePlan
 
 RGB_BYTES = 3
+# Tiles cut ahead of what the client has taken, in batches: one is computed while the next is prepared.
+BATCHES_AHEAD = 2
 
 T = TypeVar("T")
 
@@ -64,47 +67,77 @@ class TileWorkers:
     threads: ThreadPoolExecutor
     image_size: int
     image_limits: ImageLimits
+    batch_tiles: int  # of one forward
+
+    async def in_thread(self, call: partial[T]) -> T:
+        """Run on a decoding thread.
+
+        A cancelled caller waits for a call that has begun, so that its memory stays accounted for.
+        """
+        running = self.threads.submit(call)
+        future = asyncio.wrap_future(running)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not running.cancel():
+                await asyncio.wait([future])
+            raise
 
 
 class TileStream:
-    """Cutting runs at most `max_ahead` tiles in front of what has been taken: that bounds its memory."""
+    """One consumer.  Cutting runs at most BATCHES_AHEAD in front of what it has taken: that bounds memory."""
 
-    def __init__(
-        self, stream_id: int, media: Sequence[Medium], workers: TileWorkers, priority: int, max_ahead: int
-    ) -> None:
+    def __init__(self, stream_id: int, media: Sequence[Medium], workers: TileWorkers, priority: int) -> None:
         self.timings = StreamTimings()
         self._stream_id = stream_id
         self._media = media
         self._workers = workers
         self._priority = priority
-        self._granted: asyncio.Queue[GrantedTile | None] = asyncio.Queue()
-        self._submitted: asyncio.Queue[tuple[GrantedTile, asyncio.Future[EncodedTile]] | None] = (
-            asyncio.Queue(max_ahead)
-        )
+        self._granted: deque[GrantedTile] = deque()
+        self._submitted: deque[tuple[GrantedTile, asyncio.Future[EncodedTile]]] = deque()
+        self._is_complete = False
+        self._failure: Exception | None = None
+        self._has_work = asyncio.Event()  # for the pump: more grants, more room, or the end of both
+        self._has_result = asyncio.Event()  # for the consumer
         self._pump = asyncio.create_task(self._cut_and_submit())
-        self._current: asyncio.Future[EncodedTile] | None = None
+        self._pump.add_done_callback(self._wake_consumer)
 
-    def grant(self, tiles: Iterable[GrantedTile]) -> None:
-        for tile in tiles:
-            self._granted.put_nowait(tile)
+    @property
+    def num_waiting(self) -> int:
+        """Tiles granted and not yet cut."""
+        return len(self._granted)
+
+    def grant(self, tiles: Sequence[GrantedTile]) -> None:
+        self._granted.extend(tiles)
+        self._has_work.set()
 
     def end_grants(self) -> None:
-        self._granted.put_nowait(None)
+        self._is_complete = True
+        self._has_work.set()
+
+    def fail(self, error: Exception) -> None:
+        """`next_tile` raises this instead of what it would return next."""
+        self._failure = error
+        self._has_result.set()
 
     async def next_tile(self) -> FinishedTile | None:
-        """The next granted tile, or None when all grants have been served.
+        """The next granted tile, or None when all grants have been served.  Cancelling it loses nothing.
 
         Raises:
             InvalidRequest: the picture turned out to be corrupt; the field names it.
             ModelError, Unavailable: the tower failed, or is shutting down.
         """
-        submitted = await self._take()
-        if submitted is None:
+        while not self._is_decided():
+            self._has_result.clear()
+            await self._has_result.wait()
+        if self._failure is not None:
+            raise self._failure
+        if not self._submitted:
+            self._pump.result()  # raises what was wrong with the tile after the last one
             return None
-        granted, future = submitted
-        self._current = future
-        encoded = await future
-        self._current = None
+        granted, future = self._submitted.popleft()
+        self._has_work.set()
+        encoded = future.result()
         self.timings.queue_ns += encoded.queue_ns
         self.timings.encode_ns += encoded.encode_ns
         return FinishedTile(granted, encoded.embeds)
@@ -112,52 +145,67 @@ class TileStream:
     async def close(self) -> None:
         """Take waiting tiles out of the batcher's queue and drop the decoded pictures."""
         self._pump.cancel()
+        for _, future in self._submitted:
+            if not future.cancel():
+                future.exception()  # retrieved: nobody is left to hear of it
         await asyncio.wait([self._pump])
-        if self._current is not None:
-            self._current.cancel()
-        while not self._submitted.empty():
-            submitted = self._submitted.get_nowait()
-            if submitted is not None:
-                submitted[1].cancel()
-        await self._workers.pixels.forget(self._stream_id)
+        if not self._pump.cancelled():
+            self._pump.exception()
+        self._failure = None  # its traceback holds this stream
 
-    async def _take(self) -> tuple[GrantedTile, asyncio.Future[EncodedTile]] | None:
-        """What the pump hands over, or its error once everything before it has been taken."""
-        taking = asyncio.create_task(self._submitted.get())
-        try:
-            await asyncio.wait((taking, self._pump), return_when=asyncio.FIRST_COMPLETED)
-            if not taking.done() and self._submitted.empty():
-                self._pump.result()
-            return await taking
-        finally:
-            taking.cancel()
+    def _is_decided(self) -> bool:
+        """Whether it is known what comes next."""
+        if self._submitted:
+            return self._failure is not None or self._submitted[0][1].done()
+        return self._failure is not None or self._pump.done()
+
+    def _wake_consumer(self, _: object) -> None:
+        self._has_result.set()
 
     async def _cut_and_submit(self) -> None:
-        while (granted := await self._granted.get()) is not None:
-            pixels = await self._cut(granted)
-            future = self._workers.batcher.submit(pixels, (self._priority, granted.tile))
-            try:
-                await self._submitted.put((granted, future))
-            except asyncio.CancelledError:
-                future.cancel()  # nobody else knows of it yet
-                raise
-        await self._submitted.put(None)
+        """Ends with the grants, with an error or with the stream; the pictures are dropped in any case."""
+        try:
+            while tiles := await self._next_grants():
+                pixels = await self._cut(tiles[0].medium, [granted.tile for granted in tiles])
+                for granted, tile in zip(tiles, pixels, strict=True):
+                    self._submit(granted, tile)
+        finally:
+            self._workers.pixels.forget(self._stream_id)
 
-    async def _cut(self, granted: GrantedTile) -> torch.Tensor:
-        """uint8 [3, image_size, image_size]"""
-        medium = self._media[granted.medium]
-        key = (self._stream_id, granted.medium)
-        open_picture = partial(self._decode, granted.medium)
+    def _submit(self, granted: GrantedTile, tile: torch.Tensor) -> None:
+        future = self._workers.batcher.submit(tile, (self._priority, granted.tile))
+        future.add_done_callback(self._wake_consumer)
+        self._submitted.append((granted, future))
+
+    async def _next_grants(self) -> list[GrantedTile]:
+        """Tiles of one picture that may be cut now, at most a batch; none when all grants are served."""
+        most = self._workers.batch_tiles
+        while not self._granted or len(self._submitted) >= BATCHES_AHEAD * most:
+            if not self._granted and self._is_complete:
+                return []
+            self._has_work.clear()
+            await self._has_work.wait()
+        tiles = [self._granted.popleft()]
+        room = min(most, BATCHES_AHEAD * most - len(self._submitted))
+        while self._granted and self._granted[0].medium == tiles[0].medium and len(tiles) < room:
+            tiles.append(self._granted.popleft())
+        return tiles
+
+    async def _cut(self, index: int, tiles: list[int]) -> torch.Tensor:
+        """uint8 [len(tiles), 3, image_size, image_size]"""
+        medium = self._media[index]
+        open_picture = partial(self._decode, index)
+        key = (self._stream_id, index)
         async with self._workers.pixels.use(key, self._cost(medium), open_picture) as cutter:
             start = time.monotonic_ns()
-            pixels = await self._in_thread(partial(cutter.cut, [granted.tile]))
+            pixels = await self._workers.in_thread(partial(cutter.cut, tiles))
             self.timings.tile_ns += time.monotonic_ns() - start
-        return pixels[0]
+        return pixels
 
     async def _decode(self, index: int) -> TileCutter:
         medium, workers = self._media[index], self._workers
         start = time.monotonic_ns()
-        image = await self._in_thread(
+        image = await workers.in_thread(
             partial(decode_image, medium.data, workers.image_limits, f"media[{index}].data")
         )
         self.timings.decode_ns += time.monotonic_ns() - start
@@ -167,6 +215,3 @@ class TileStream:
         """Bytes of the picture and of its resized canvas."""
         canvas = medium.plan.columns * medium.plan.rows * self._workers.image_size**2
         return (medium.width * medium.height + canvas) * RGB_BYTES
-
-    async def _in_thread(self, call: partial[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers.threads, call)

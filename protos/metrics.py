@@ -85,8 +85,10 @@ def _observe_stream(method: str, behaviour: Handler) -> Handler:
             observation.finished = True
         finally:
             # grpc.aio never closes abandoned generators itself; cleanup must not wait for the collector.
-            await responses.aclose()
-            observation.end(context)
+            try:
+                await responses.aclose()
+            finally:
+                observation.end(context)
 
     return observed
 
