@@ -81,9 +81,10 @@ class Choice:
 
     def push(self, output: SequenceOutput) -> None:
         """Take one step's tokens; ignored after the end."""
-        for token in output.tokens:
+        last = len(output.tokens) - 1
+        for position, token in enumerate(output.tokens):
             if self.finished is None:
-                self._push_token(token, output.finish_reason)
+                self._push_token(token, output.finish_reason if position == last else None)
 
     def take_delta(self) -> ChoiceDelta | None:
         """What can be shown now, or None; after the end, all that is left."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import grpc
 import torch
@@ -14,7 +16,7 @@ from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderConnection
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
-from protos.errors import Cancelled, DeadlineExceeded, ServingError, Unavailable
+from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import MAX_CHUNK_BYTES
 from protos.request_context import Metadata
@@ -23,8 +25,12 @@ from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_byte
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
 TICK_S = 0.1
-# A tick that comes this late says that our own loop was busy: the encoder is not to blame for the silence.
-MAX_TICK_DELAY_S = 0.05
+# Details of the status that grpc.aio makes up when a write fails.
+WRITE_FAILED = "Internal error from Core"
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,11 @@ class EncodeStream:
         self._pictures = pictures
         self._hidden_size = hidden_size
         self._outgoing: asyncio.Queue[encoder_pb2.EncodeRequest | None] = asyncio.Queue()
-        self._credited: set[TileId] = set()  # on their way without a Grant
+        self._due: set[TileId] = set()  # granted or credited, not here yet
         self._layouts: list[PictureLayout] = []
         self._dtype = torch.float32
         self._call: EncodeCall | None = None
+        self._ending = _Ending()
         self._watchdog: asyncio.Task[None] | None = None
         self._verdict: ServingError | None = None
         self._heard = True
@@ -91,28 +98,30 @@ class EncodeStream:
         """
         request = self._open_message(dict(metadata), cache_salt, priority, initial_credit)
         self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
+        self._call.add_done_callback(self._ending.note)
         try:
             async with asyncio.timeout(self._config.layout_timeout_s):
                 event = await self._read()
         except TimeoutError:
-            raise DeadlineExceeded("the encoder did not read the pictures' headers in time") from None
+            raise Unavailable("the encoder did not read the pictures' headers in time") from None
         if not isinstance(event, encoder_pb2.EncodeResponse) or event.WhichOneof("event") != "layout":
             raise Unavailable("the encoder broke the protocol: no layout")
         self._accept_layout(event.layout)
-        self._credited = set(self._tile_ids()[:initial_credit])
+        self._due = set(self._tile_ids()[:initial_credit])
         self.is_open = True
         self._last_tile_s = time.monotonic()
         self._watchdog = asyncio.create_task(self._watch())
         return self._layouts
 
     def grant(self, tiles: Sequence[TileId]) -> None:
-        """Ask for tiles; those that the initial credit covers come anyway."""
-        ranges = [
-            encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1)
-            for tile in tiles
-            if tile not in self._credited
-        ]
-        if ranges:
+        """Ask for tiles; those that the initial credit or an earlier grant covers come anyway."""
+        missing = [tile for tile in tiles if tile not in self._due]
+        if missing:
+            self._due.update(missing)
+            ranges = [
+                encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1)
+                for tile in missing
+            ]
             grant = encoder_pb2.Grant(tiles=ranges)
             self._outgoing.put_nowait(encoder_pb2.EncodeRequest(grant=grant))
 
@@ -135,7 +144,8 @@ class EncodeStream:
             if isinstance(event, TileFrame):
                 yield self._accept_tile(event)
             elif event.WhichOneof("event") == "done":
-                self.is_open = False
+                if self.is_open or self._due:
+                    raise Unavailable("the encoder was done too early")
                 return
 
     def close(self) -> None:
@@ -147,6 +157,9 @@ class EncodeStream:
         self.connection.streams_open -= 1
         if self._watchdog is not None:
             self._watchdog.cancel()
+            self._watchdog = None
+        # Where the call has ended by itself, cancelling it does not wake the task that sends our messages.
+        self._outgoing.put_nowait(None)
         if self._call is not None:
             self._call.cancel()
 
@@ -196,7 +209,7 @@ class EncodeStream:
             raise self._failure(error) from error
         except asyncio.CancelledError:
             # The watchdog cancels the call, which looks like a cancellation of our own task.
-            if self._verdict is None:
+            if self._verdict is None or _is_task_cancelled():
                 raise
             raise self._verdict from None
         self._heard = True
@@ -207,8 +220,16 @@ class EncodeStream:
     def _failure(self, rpc_error: grpc.RpcError) -> ServingError:
         if self._verdict is not None:
             return self._verdict
-        error = error_from_rpc(rpc_error)
-        return Unavailable("the encoder is shutting down") if isinstance(error, Cancelled) else error
+        end = self._ending.error or rpc_error
+        if end.code() is grpc.StatusCode.OK or end.details() == WRITE_FAILED:
+            return Unavailable("the encoder ended the stream too early")
+        error = error_from_rpc(end)
+        if isinstance(error, Cancelled | Unavailable | ModelError):  # gRPC's own words may name addresses
+            log.warning("encoder %s: %s", self.connection.target, error.message)
+            if isinstance(error, ModelError):
+                return ModelError("the encoder failed; see its log")
+            return Unavailable("the encoder is gone", retry_after_s=1.0)
+        return error
 
     def _accept_layout(self, layout: encoder_pb2.Layout) -> None:
         hashes = [medium.content_hash for medium in layout.media]
@@ -235,21 +256,23 @@ class EncodeStream:
             embeds = tensor_from_bytes(frame.payload, self._dtype, (expected, self._hidden_size))
         except (IndexError, TensorFormatError):
             raise Unavailable("the encoder sent a malformed tile") from None
-        self._credited.discard(tile)
+        if tile not in self._due:
+            raise Unavailable("the encoder sent a tile that nobody asked for")
+        self._due.remove(tile)
         self._last_tile_s = time.monotonic()
         return tile, embeds
 
     async def _watch(self) -> None:
-        """Give the encoder up when it is silent, or alive but without a tile for too long."""
-        silent_s, tick = 0.0, time.monotonic()
+        """Give the encoder up when it is silent, or alive but without a tile for too long.
+
+        Silence counts in ticks of our own loop: while that is busy, the encoder is not to blame.
+        """
+        silent_s = 0.0
         while self._verdict is None:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
-            late_s, tick = now - tick - TICK_S, now
-            if self._heard:
-                self._heard, silent_s = False, 0.0
-            elif late_s < MAX_TICK_DELAY_S:
-                silent_s += TICK_S
+            silent_s = 0.0 if self._heard else silent_s + TICK_S
+            self._heard = False
             if silent_s >= self._config.heartbeat_timeout_s:
                 self._verdict = Unavailable("the encoder stopped answering", retry_after_s=1.0)
             elif not self._is_waiting():
@@ -258,3 +281,34 @@ class EncodeStream:
                 self._verdict = DeadlineExceeded("the encoder took too long for a tile")
         assert self._call is not None
         self._call.cancel()
+
+
+class _Ending:
+    """How the server ended a call.  Apart from the stream, which a cycle through the call would keep.
+
+    gRPC overwrites the server's status with INTERNAL when a write of ours fails behind it: the rule, not the
+    exception, while a picture is uploaded.  https://github.com/grpc/grpc/issues/36066
+    """
+
+    def __init__(self) -> None:
+        self.error: grpc.aio.AioRpcError | None = None
+
+    def note(self, call: EncodeCall) -> None:
+        if self.error is None:
+            code, details = _result(call.code()), _result(call.details())
+            trailers = _result(call.trailing_metadata())
+            self.error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
+
+
+def _result(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return cast(T, stop.value)
+    raise AssertionError("the call has not ended")
+
+
+def _is_task_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

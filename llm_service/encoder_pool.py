@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -32,7 +32,6 @@ class EncoderModel:
 
     fingerprint: bytes
     load: int  # tiles waiting for its tower
-    max_media: int
 
 
 class EncoderConnection:
@@ -79,11 +78,14 @@ class EncoderConnection:
         if self.model is None:
             log.info("encoder %s is ready", self.target)
         self.mismatch = False
-        self.model = EncoderModel(response.fingerprint, response.tiles_queued, response.max_media)
+        self.model = EncoderModel(response.fingerprint, response.tiles_queued)
 
     async def _poll_forever(self) -> None:
         while True:
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception:
+                log.exception("asking encoder %s failed", self.target)  # the next time may do better
             await asyncio.sleep(POLL_INTERVAL_S)
 
 
@@ -102,7 +104,7 @@ class EncoderPool:
 
     @property
     def num_ready(self) -> int:
-        return sum(connection.model is not None for connection in self.connections)
+        return len(_ready(self.connections))
 
     async def fingerprint(self) -> bytes:
         """Fingerprint that content hashes are made with; the last one seen while no encoder answers.
@@ -110,10 +112,10 @@ class EncoderPool:
         Raises:
             Unavailable, FingerprintMismatch: no encoder has been there yet.
         """
-        ready = self._ready()
+        ready = _ready(self.connections)
         if not ready and self._last_fingerprint is None:
-            await self._poll_now()
-            ready = self._ready()
+            await _poll_now(self.connections)
+            ready = _ready(self.connections)
         if ready:
             self._last_fingerprint = _model(ready[0]).fingerprint
         if self._last_fingerprint is None:
@@ -126,10 +128,11 @@ class EncoderPool:
         Raises:
             Unavailable, FingerprintMismatch: no encoder answers.
         """
-        ready = [connection for connection in self._ready() if connection.target not in exclude]
+        candidates = [connection for connection in self.connections if connection.target not in exclude]
+        ready = _ready(candidates)
         if not ready:
-            await self._poll_now()
-            ready = [connection for connection in self._ready() if connection.target not in exclude]
+            await _poll_now(candidates)
+            ready = _ready(candidates)
         if not ready:
             raise self._absence()
         loads = {connection: _model(connection).load + connection.streams_open for connection in ready}
@@ -137,16 +140,18 @@ class EncoderPool:
         ready.sort(key=lambda connection: _rendezvous_weight(connection.target, content_hash), reverse=True)
         return next((connection for connection in ready if loads[connection] <= limit), ready[0])
 
-    async def _poll_now(self) -> None:
-        await asyncio.gather(*(connection.poll() for connection in self.connections))
-
-    def _ready(self) -> list[EncoderConnection]:
-        return [connection for connection in self.connections if connection.model is not None]
-
     def _absence(self) -> ServingError:
         if any(connection.mismatch for connection in self.connections):
             return FingerprintMismatch("the encoders hold another checkpoint than the language model")
         return Unavailable("no encoder is available for pictures", retry_after_s=RETRY_AFTER_S)
+
+
+async def _poll_now(connections: Iterable[EncoderConnection]) -> None:
+    await asyncio.gather(*(connection.poll() for connection in connections))
+
+
+def _ready(connections: Iterable[EncoderConnection]) -> list[EncoderConnection]:
+    return [connection for connection in connections if connection.model is not None]
 
 
 def _model(connection: EncoderConnection) -> EncoderModel:

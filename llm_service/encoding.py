@@ -10,16 +10,18 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 import torch
 
 from llm_service.encode_stream import EncodeStream, Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderConnection, EncoderPool
-from protos.errors import ServingError, Unavailable
+from protos.errors import FingerprintMismatch, ModelError, ServingError, Unavailable
 from protos.request_context import Metadata
 
 MAX_REMEMBERED_LAYOUTS = 4096
+# Another encoder may do better.
+ENCODER_FAILURES = (Unavailable, FingerprintMismatch)
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Encoding:
         self._on_error = on_error
         self._wanted: set[TileId] = set()
         self._early: dict[TileId, torch.Tensor] = {}  # sent under the initial credit, not yet wanted
+        self._laid_out: list[PictureLayout] = []  # what the prompt was made for
         self._stream: EncodeStream | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._failed: set[str] = set()
@@ -87,9 +90,10 @@ class Encoding:
         known = [self._layouts.get(picture.content_hash) for picture in self._pictures]
         remembered = [layout for layout in known if layout is not None]
         if len(remembered) == len(known):
-            return remembered
-        is_new = not remembered
-        return await self._open(self._pool.config.initial_credit if is_new else 0)
+            self._laid_out = remembered
+        else:
+            await self._open(0 if remembered else self._pool.config.initial_credit)
+        return self._laid_out
 
     def want(self, tile: TileId) -> None:
         """Ask for a tile; it comes through `on_tile`, or the request's error through `on_error`."""
@@ -102,7 +106,8 @@ class Encoding:
         if self._stream is not None and self._stream.is_open:
             self._stream.grant([tile])
         elif self._receiver is None or self._receiver.done():
-            self._receiver = asyncio.create_task(self._reopen())
+            self._failed.clear()  # it was some time ago; the pool knows who is there now
+            self._receive_in_task(self._reopen())
 
     def finish(self) -> None:
         """No tile is missing now: let the encoder forget the pictures.  `want` may still come again."""
@@ -113,29 +118,50 @@ class Encoding:
     async def close(self) -> None:
         if self._receiver is not None:
             self._receiver.cancel()
-            await asyncio.wait([self._receiver])
         if self._stream is not None:
             self._stream.close()
+        if self._receiver is not None:
+            await asyncio.wait([self._receiver])
+        self._receiver = self._stream = None  # they know us too: pictures must not wait for the collector
 
-    async def _open(self, initial_credit: int) -> list[PictureLayout]:
+    async def _open(self, initial_credit: int) -> None:
         """Open a stream, retrying on other encoders, and start receiving."""
+        failure: ServingError | None = None
         while True:
-            connection = await self._pool.choose(self._pictures[0].content_hash, self._failed)
+            try:
+                connection = await self._pool.choose(self._pictures[0].content_hash, self._failed)
+            except Unavailable as absence:
+                raise failure or absence from None
             stream = EncodeStream(connection, self._pool.config, self._pictures, self._hidden_size)
             try:
                 layouts = await stream.open(self._metadata, self._cache_salt, self._priority, initial_credit)
-            except Unavailable as error:
+                if self._laid_out not in ([], layouts):
+                    raise Unavailable("the encoder lays the pictures out in another way than before")
+            except ENCODER_FAILURES as error:
                 stream.close()
                 self._give_up_on(connection, error)
+                failure = error
                 continue
             except BaseException:
                 stream.close()
                 raise
             for picture, layout in zip(self._pictures, layouts, strict=True):
                 self._layouts.put(picture.content_hash, layout)
+            self._laid_out = layouts
             self._stream = stream
-            self._receiver = asyncio.create_task(self._receive(stream))
-            return layouts
+            self._receive_in_task(self._receive(stream))
+            return
+
+    def _receive_in_task(self, work: Coroutine[None, None, None]) -> None:
+        self._receiver = asyncio.create_task(work)
+        self._receiver.add_done_callback(self._report_bug)
+
+    def _report_bug(self, receiver: asyncio.Task[None]) -> None:
+        """What nobody expected must end the request too, instead of letting it wait for its deadline."""
+        error = None if receiver.cancelled() else receiver.exception()
+        if error is not None:
+            log.error("receiving visual tokens failed", exc_info=error)
+            self._on_error(ModelError("internal error; see the server's log"))
 
     async def _reopen(self) -> None:
         """A tile is wanted and no stream is open: the layout was remembered, or the stream had ended."""
@@ -154,8 +180,8 @@ class Encoding:
     async def _receive(self, stream: EncodeStream) -> None:
         try:
             async for tile, embeds in stream.tiles(is_waiting=lambda: bool(self._wanted)):
-                self._accept(tile, embeds)
-        except Unavailable as error:
+                self._accept(stream, tile, embeds)
+        except ENCODER_FAILURES as error:
             stream.close()
             await self._fail_over(stream.connection, error)
         except ServingError as error:
@@ -166,7 +192,7 @@ class Encoding:
             if self._wanted:  # asked for after the half-close
                 await self._reopen()
 
-    async def _fail_over(self, connection: EncoderConnection, error: Unavailable) -> None:
+    async def _fail_over(self, connection: EncoderConnection, error: ServingError) -> None:
         self._give_up_on(connection, error)
         if not self._wanted:
             return
@@ -179,16 +205,16 @@ class Encoding:
         else:
             self._grant_wanted()
 
-    def _give_up_on(self, connection: EncoderConnection, error: Unavailable) -> None:
+    def _give_up_on(self, connection: EncoderConnection, error: ServingError) -> None:
         log.warning("encoder %s failed: %s", connection.target, error.message)
         connection.mark_dead()
         self._failed.add(connection.target)
 
-    def _accept(self, tile: TileId, embeds: torch.Tensor) -> None:
+    def _accept(self, stream: EncodeStream, tile: TileId, embeds: torch.Tensor) -> None:
         if tile in self._wanted:
             self._wanted.remove(tile)
             self._deliver(tile, embeds)
-        else:
+        elif stream.is_open:  # else nobody waits for it any more
             self._early[tile] = embeds
 
     def _deliver(self, tile: TileId, embeds: torch.Tensor) -> None:

@@ -121,7 +121,8 @@ def _images(
 def _image(
     image: language_model_pb2.Image, preprocessing: Preprocessing, limits: RequestLimits, field: str
 ) -> ImageInput:
-    if not image.data:
+    data = image.data  # every access copies
+    if not data:
         raise InvalidRequest("the picture is empty", field=f"{field}.data")
     tiling = image.tiling
     min_tiles = _tiles(tiling, "min_tiles", preprocessing.min_tiles, limits, field)
@@ -134,7 +135,7 @@ def _image(
             field=f"{field}.tiling.min_tiles",
         )
     thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else preprocessing.use_thumbnail
-    return ImageInput(image.data, min_tiles, max_tiles, thumbnail, field)
+    return ImageInput(data, min_tiles, max_tiles, thumbnail, field)
 
 
 def _tiles(
@@ -154,12 +155,14 @@ def _check_images(images: list[ImageInput], limits: RequestLimits) -> None:
             f"{len(images)} pictures, at most {limits.max_images} are allowed",
             field=images[limits.max_images].field,
         )
-    num_bytes = sum(len(image.data) for image in images)
-    if num_bytes > limits.max_request_bytes:
-        raise InvalidRequest(
-            f"{num_bytes} bytes of pictures, at most {limits.max_request_bytes} are allowed",
-            field=images[-1].field,
-        )
+    num_bytes = 0
+    for image in images:
+        num_bytes += len(image.data)
+        if num_bytes > limits.max_request_bytes:
+            raise InvalidRequest(
+                f"at most {limits.max_request_bytes} bytes of pictures are allowed in a request",
+                field=f"{image.field}.data",
+            )
 
 
 def _check_token_ids(token_ids: Iterable[int], vocab_size: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,10 @@ from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.engine_client import EngineClient, EngineRequest, Event, PromptInput
 from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, SlotGrant
-from llm_service.prompt import Message, PlaceholderRange, Prompt, PromptBuilder
+from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout
 from llm_service.sampling_params import SamplingParams
 from llm_service.tokenizer import Tokenizer
-from protos.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest, ServingError
+from protos.errors import ContextLengthExceeded, DeadlineExceeded, ServingError
 from protos.fingerprint import content_hash
 from protos.request_context import Metadata
 
@@ -103,16 +104,18 @@ class Generation:
     async def run(self) -> AsyncGenerator[GenerationEvent]:
         """Raises ServingError, before or between events, when the request cannot go on."""
         try:
-            async for event in self._events():
-                yield event
+            async with aclosing(self._events()) as events:
+                async for event in events:
+                    yield event
         finally:
             # In this order: no slot may be written once the engine has been told to forget them.
             if self._engine_request is not None:
                 self._engine_request.close()
             if self._encoding is not None:
                 await self._encoding.close()
+                self._encoding = None  # it knows us too: the pictures must not wait for the collector
 
-    async def _events(self) -> AsyncIterator[GenerationEvent]:
+    async def _events(self) -> AsyncGenerator[GenerationEvent]:
         prompt = await self._prompt_input()
         request = self._backends.engine.submit(prompt)
         self._engine_request = request
@@ -122,8 +125,9 @@ class Generation:
         stops = frozenset(prompt.stop_token_ids)
         tokenizer = self._backends.tokenizer
         choices = [Choice(index, prompt.params, stops, tokenizer) for index in range(prompt.params.n)]
-        async for event in self._choice_events(request, choices):
-            yield event
+        async with aclosing(self._choice_events(request, choices)) as events:
+            async for event in events:
+                yield event
         yield GenerationUsage(
             prompt_tokens=len(prompt.token_ids),
             visual_tokens=sum(tile.num_tokens for tile in prompt.tiles),
@@ -134,7 +138,7 @@ class Generation:
 
     async def _choice_events(
         self, request: EngineRequest, choices: Sequence[Choice]
-    ) -> AsyncIterator[ChoiceDelta | ChoiceFinished]:
+    ) -> AsyncGenerator[ChoiceDelta | ChoiceFinished]:
         """Deltas of all choices; what a slow client has not taken yet is joined into one."""
         reported = 0
         while reported < len(choices):
@@ -172,8 +176,8 @@ class Generation:
     def _push(self, choice: Choice, output: SequenceOutput, request: EngineRequest) -> None:
         if self._clock.note_token(output.scheduled_ns):
             self._cached_tokens = output.num_cached_tokens
-            if self._encoding is not None:
-                self._encoding.finish()
+        if self._encoding is not None:
+            self._encoding.finish()  # also after a preemption that had asked for tiles again
         choice.push(output)
         if choice.stopped_by_string:
             request.abort_choice(choice.index)
@@ -195,14 +199,14 @@ class Generation:
 
     async def _prompt_input(self) -> PromptInput:
         request, prompts = self._request, self._backends.prompts
+        text = await self._text()  # refuses a bad conversation before an encoder is bothered
         pictures: list[Picture] = []
         layouts: list[PictureLayout] = []
-        if request.messages:
-            prompts.layout(request.messages)  # refuse a bad conversation before an encoder is bothered
         if request.images:
             pictures = await self._pictures()
             layouts = await self._layout(pictures)
-        prompt = self._prompt(layouts)
+        # No await from here to `submit`: the encoder's errors go to the engine request.
+        prompt = text.expand([layout.num_tokens for layout in layouts])
         self._clock.laid_out_ns = time.monotonic_ns()
         tiles = list(self._tiles(prompt.placeholders, pictures, layouts))
         eos = () if request.params.ignore_eos else prompts.default_stop_token_ids
@@ -216,11 +220,15 @@ class Generation:
             cache_salt=request.cache_salt,
         )
 
-    def _prompt(self, layouts: Sequence[PictureLayout]) -> Prompt:
-        if not self._request.messages:
-            return Prompt(self._request.prompt_token_ids, [])
-        num_tokens = [layout.num_tokens for layout in layouts]
-        return self._backends.prompts.build(self._request.messages, num_tokens)
+    async def _text(self) -> PromptLayout:
+        prompts = self._backends.prompts
+        if self._request.messages:
+            # Megabytes of text take seconds: other requests' tokens must not wait for them.
+            text = await asyncio.to_thread(prompts.layout, self._request.messages)
+        else:
+            text = PromptLayout(self._request.prompt_token_ids, [], prompts.context_id)
+        self._max_tokens(text.num_text_tokens)
+        return text
 
     def _max_tokens(self, num_prompt_tokens: int) -> int:
         limit = self._backends.engine.ready.max_model_len
@@ -251,17 +259,17 @@ class Generation:
         )
         try:
             return await self._encoding.layout()
-        except InvalidRequest as error:
+        except ServingError as error:
             error.field = self._own_field(error.field)
             raise
 
     def _own_field(self, field: str | None) -> str | None:
-        """The encoder counts media, the caller's request has messages and parts."""
+        """The encoder counts media, the caller's request has messages and parts; it knows no other field."""
         for medium, image in enumerate(self._request.images):
             prefix = f"media[{medium}]"
             if field is not None and field.startswith(prefix):
                 return image.field + field.removeprefix(prefix)
-        return field
+        return "messages" if field == "media" else None
 
     def _tiles(
         self,

@@ -72,10 +72,9 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
     ) -> language_model_pb2.TokenizeResponse:
         async with rpc_errors(context):
             if request.WhichOneof("input") == "messages":
-                messages = messages_from_proto(request.messages.messages)
-                token_ids = self._backends.prompts.build(_text_only(messages), []).token_ids
+                token_ids = await self._conversation_ids(request.messages)
             else:
-                token_ids = self._backends.tokenizer.encode_plain(request.text)
+                token_ids = await asyncio.to_thread(self._backends.tokenizer.encode_plain, request.text)
             return language_model_pb2.TokenizeResponse(token_ids=token_ids)
 
     async def Detokenize(
@@ -113,6 +112,15 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
             sequences_waiting=stats.num_waiting,
             kv_cache_usage=1 - stats.num_free_blocks / ready.num_blocks,
         )
+
+    async def _conversation_ids(self, conversation: language_model_pb2.Conversation) -> list[int]:
+        try:
+            messages = _text_only(messages_from_proto(conversation.messages))
+            prompt = await asyncio.to_thread(self._backends.prompts.build, messages, [])
+        except InvalidRequest as error:
+            error.field = f"messages.{error.field}"  # here the messages are in a message of their own
+            raise
+        return prompt.token_ids
 
     def _refuse_placeholders(self, prompt_token_ids: list[int]) -> None:
         context_id = self._backends.prompts.context_id

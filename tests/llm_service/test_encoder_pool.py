@@ -1,0 +1,277 @@
+"""Which encoder gets a picture, and who is found, lost and found again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from llm_service.config import EncoderPoolConfig
+from llm_service.encoder_pool import EncoderConnection, EncoderModel, EncoderPool
+from protos.errors import FingerprintMismatch, Unavailable
+from tests.llm_service.scripted_encoder import FINGERPRINT, FixedBase, ScriptedEncoder, encoders
+from tests.llm_service.test_encode_stream import of_kind
+
+HASHES = [hashlib.sha256(bytes([n % 256, n // 256])).digest() for n in range(400)]
+
+
+def make_pool(*targets: str) -> EncoderPool:
+    return EncoderPool(EncoderPoolConfig(encoders=targets), FixedBase())  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def pool_of(count: int) -> AsyncIterator[EncoderPool]:
+    """Encoders that are ready as far as the pool knows; nobody listens."""
+    pool = make_pool(*(f"encoder-{number}:50051" for number in range(count)))
+    for connection in pool.connections:
+        set_load(connection, 0)
+    yield pool
+    await pool.close()
+
+
+def set_load(connection: EncoderConnection, load: int) -> None:
+    connection.model = EncoderModel(FINGERPRINT, load)
+
+
+async def choices(pool: EncoderPool, exclude: tuple[str, ...] = ()) -> list[str]:
+    return [(await pool.choose(content_hash, exclude)).target for content_hash in HASHES]
+
+
+class TestChoice:
+    async def test_the_same_picture_goes_to_the_same_encoder(self) -> None:
+        async with pool_of(4) as first, pool_of(4) as second:
+            second.connections.reverse()
+            assert await choices(first) == await choices(first) == await choices(second)
+
+    async def test_every_encoder_gets_its_share(self) -> None:
+        async with pool_of(4) as pool:
+            counts = Counter(await choices(pool))
+            assert len(counts) == 4 and min(counts.values()) > 60
+
+    async def test_a_lost_encoder_moves_only_its_own_pictures(self) -> None:
+        async with pool_of(4) as pool:
+            before = await choices(pool)
+            lost = pool.connections[2]
+            lost.mark_dead()
+            after = await choices(pool)
+            excluded = await choices(pool, (lost.target,))
+        assert after == excluded and lost.target not in after
+        moved = [old for old, new in zip(before, after, strict=True) if old != new]
+        assert set(moved) == {lost.target}
+        heirs = Counter(new for old, new in zip(before, after, strict=True) if old != new)
+        assert len(heirs) == 3  # not all to one neighbour
+
+    async def test_a_new_encoder_takes_only_its_own_share(self) -> None:
+        async with pool_of(3) as smaller, pool_of(4) as larger:
+            pairs = list(zip(await choices(smaller), await choices(larger), strict=True))
+        moved = {new for old, new in pairs if old != new}
+        assert moved == {"encoder-3:50051"}
+        assert 60 < sum(old != new for old, new in pairs) < 140
+
+    @pytest.mark.parametrize("measure", ["tiles queued", "streams open"])
+    async def test_nobody_gets_more_than_a_quarter_above_the_mean(self, measure: str) -> None:
+        async with pool_of(4) as pool:
+            loads: Counter[str] = Counter()
+            for total, content_hash in enumerate([HASHES[0]] * 40, 1):
+                connection = await pool.choose(content_hash)
+                loads[connection.target] += 1
+                if measure == "tiles queued":
+                    set_load(connection, loads[connection.target])
+                else:
+                    connection.streams_open += 1
+                assert max(loads.values()) <= 1.25 * total / 4 + 1
+            assert loads.most_common(1)[0][0] == (await pool_first(pool))
+
+    async def test_a_busy_first_choice_yields_to_the_second_in_order(self) -> None:
+        async with pool_of(3) as pool:
+            first = await pool.choose(HASHES[0])
+            second = await pool.choose(HASHES[0], (first.target,))
+            set_load(first, 10)
+            assert await pool.choose(HASHES[0]) is second
+
+
+async def pool_first(pool: EncoderPool) -> str:
+    """First choice for HASHES[0] when nobody is busy."""
+    for connection in pool.connections:
+        set_load(connection, 0)
+        connection.streams_open = 0
+    return (await pool.choose(HASHES[0])).target
+
+
+@asynccontextmanager
+async def running(*scripted: ScriptedEncoder) -> AsyncIterator[EncoderPool]:
+    async with encoders(*scripted) as targets:
+        pool = make_pool(*targets)
+        pool.start()
+        try:
+            yield pool
+        finally:
+            await pool.close()
+
+
+async def until_ready(pool: EncoderPool, count: int, seconds: float = 3.0) -> float:
+    """Seconds until `count` encoders are ready."""
+    start = time.monotonic()
+    while pool.num_ready != count:
+        assert time.monotonic() - start < seconds, f"{pool.num_ready} are ready"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start
+
+
+class TestPresence:
+    async def test_an_encoder_is_found_and_its_load_known(self) -> None:
+        encoder = ScriptedEncoder()
+        encoder.tiles_queued = 7
+        async with running(encoder) as pool:
+            await until_ready(pool, 1)
+            assert pool.connections[0].model == EncoderModel(FINGERPRINT, 7)
+
+    async def test_before_the_first_poll_the_first_request_asks_itself(self) -> None:
+        async with encoders(ScriptedEncoder()) as targets:
+            pool = make_pool(*targets)
+            assert await pool.fingerprint() == FINGERPRINT
+            assert (await pool.choose(HASHES[0])).target == targets[0]
+            await pool.close()
+
+    async def test_one_that_comes_back_is_found_soon(self) -> None:
+        encoder = ScriptedEncoder()
+        async with running(encoder) as pool:
+            await until_ready(pool, 1)
+            await encoder.stop()
+            assert await until_ready(pool, 0) < 1.0
+            await asyncio.sleep(2.0)  # long enough for the reconnection to back off
+            await encoder.listen()
+            assert await until_ready(pool, 1) < 1.6
+
+    async def test_one_that_was_given_up_but_answers_is_back_with_the_next_poll(self) -> None:
+        async with running(ScriptedEncoder()) as pool:
+            await until_ready(pool, 1)
+            pool.connections[0].mark_dead()
+            assert pool.num_ready == 0
+            assert await until_ready(pool, 1) < 0.8
+
+    async def test_nobody_there_is_unavailable_with_a_time_to_come_back(self) -> None:
+        pool = make_pool("127.0.0.1:1")
+        for waiting in (pool.fingerprint(), pool.choose(HASHES[0])):
+            with of_kind(Unavailable, "encoder") as raised:
+                await waiting
+            assert raised.value.retry_after_s and "127.0.0.1" not in raised.value.message
+        await pool.close()
+
+    async def test_no_encoder_configured_is_unavailable(self) -> None:
+        pool = make_pool()
+        with of_kind(Unavailable):
+            await pool.choose(HASHES[0])
+
+    async def test_when_all_are_excluded_nobody_is_asked(self) -> None:
+        class Stuck(ScriptedEncoder):
+            async def GetModel(self, request: Any, context: Any) -> Any:
+                await asyncio.Event().wait()
+
+        async with encoders(Stuck()) as targets:
+            pool = make_pool(*targets)
+            start = time.monotonic()
+            with of_kind(Unavailable):
+                await pool.choose(HASHES[0], targets)
+            assert time.monotonic() - start < 0.1
+            await pool.close()
+
+    async def test_one_that_accepts_but_does_not_answer_does_not_block_for_long(self) -> None:
+        class Stuck(ScriptedEncoder):
+            async def GetModel(self, request: Any, context: Any) -> Any:
+                await asyncio.Event().wait()
+
+        async with encoders(Stuck()) as targets:
+            pool = make_pool(*targets)
+            start = time.monotonic()
+            with of_kind(Unavailable):
+                await pool.choose(HASHES[0])
+            assert time.monotonic() - start < 2.5
+            await pool.close()
+
+    async def test_polling_survives_whatever_an_encoder_answers(self) -> None:
+        class Moody(ScriptedEncoder):
+            polls = 0
+
+            async def GetModel(self, request: Any, context: Any) -> Any:
+                self.polls += 1
+                if self.polls <= 2:
+                    await context.abort(list_of_codes[self.polls - 1], "not now")
+                return await super().GetModel(request, context)
+
+        import grpc
+
+        list_of_codes = [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN]
+        async with running(Moody()) as pool:
+            await until_ready(pool, 1)
+
+    async def test_polling_survives_a_bug(self) -> None:
+        class Flaky(FixedBase):
+            calls = 0
+
+            def fingerprint(self, compute_dtype: int, payload_dtype: int) -> bytes:
+                self.calls += 1
+                if self.calls == 1:
+                    raise OSError("the checkpoint's disk is gone for a moment")
+                return FINGERPRINT
+
+        async with encoders(ScriptedEncoder()) as targets:
+            pool = EncoderPool(EncoderPoolConfig(encoders=tuple(targets)), Flaky())  # type: ignore[arg-type]
+            pool.start()
+            await until_ready(pool, 1)
+            await pool.close()
+
+
+class TestFingerprint:
+    async def test_another_checkpoint_is_reported_as_such(self) -> None:
+        encoder = ScriptedEncoder()
+        encoder.fingerprint = b"o" * 32
+        async with running(encoder) as pool:
+            for waiting in (pool.fingerprint(), pool.choose(HASHES[0])):
+                with of_kind(FingerprintMismatch):
+                    await waiting
+            assert pool.num_ready == 0
+
+    async def test_one_with_another_checkpoint_is_not_used_beside_a_good_one(self) -> None:
+        good, bad = ScriptedEncoder(), ScriptedEncoder()
+        bad.fingerprint = b"o" * 32
+        async with running(good, bad) as pool:
+            await until_ready(pool, 1)
+            assert set(await choices(pool)) == {good.target}
+
+    async def test_is_remembered_while_no_encoder_is_there(self) -> None:
+        encoder = ScriptedEncoder()
+        async with running(encoder) as pool:
+            assert await pool.fingerprint() == FINGERPRINT
+            await encoder.stop()
+            await until_ready(pool, 0)
+            assert await pool.fingerprint() == FINGERPRINT
+            with of_kind(Unavailable):
+                await pool.choose(HASHES[0])
+
+    async def test_an_encoder_restarted_with_our_checkpoint_is_taken(self) -> None:
+        encoder = ScriptedEncoder()
+        encoder.fingerprint = b"o" * 32
+        async with running(encoder) as pool:
+            with of_kind(FingerprintMismatch):
+                await pool.choose(HASHES[0])
+            encoder.fingerprint = FINGERPRINT
+            await until_ready(pool, 1)
+
+
+async def test_close_leaves_no_task() -> None:
+    before = asyncio.all_tasks()
+    async with encoders(ScriptedEncoder()) as targets:
+        between = asyncio.all_tasks()
+        pool = make_pool(*targets)
+        pool.start()
+        await until_ready(pool, 1)
+        await pool.close()
+        assert {task for task in asyncio.all_tasks() - between if "poll" in str(task.get_coro())} == set()
+    assert before <= asyncio.all_tasks()

@@ -1,0 +1,542 @@
+"""A request's pictures on their way: what is asked of which encoder, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from llm_service.config import EncoderPoolConfig
+from llm_service.encode_stream import PictureLayout, TileId
+from llm_service.encoder_pool import EncoderPool
+from llm_service.encoding import Encoding, LayoutCache
+from protos.errors import (
+    DeadlineExceeded,
+    FingerprintMismatch,
+    InvalidRequest,
+    ModelError,
+    ServingError,
+    Unavailable,
+)
+from protos.frames import EncodeEvent
+from tests.llm_service.scripted_encoder import (
+    HIDDEN_SIZE,
+    TOKENS_PER_TILE,
+    EncoderSide,
+    FixedBase,
+    Script,
+    ScriptedEncoder,
+    bad_medium,
+    beating,
+    done,
+    encoders,
+    hang,
+    heartbeat,
+    honest,
+    make_picture,
+    refuses,
+    serve_grants,
+    tile_values,
+)
+from tests.llm_service.test_encode_stream import assert_ended, assert_no_tasks_but
+
+PICTURES = [make_picture(b"a cat"), make_picture(b"a dog")]
+NUM_TILES = 3
+ALL = [TileId(medium, tile) for medium in range(2) for tile in range(NUM_TILES)]
+
+
+@dataclass
+class Request:
+    """One encoding, and what came of it."""
+
+    pool: EncoderPool
+    layouts: LayoutCache
+    tiles: list[TileId] = field(default_factory=list)
+    values: dict[TileId, torch.Tensor] = field(default_factory=dict)
+    errors: list[ServingError] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.encoding = Encoding(
+            PICTURES,
+            self.pool,
+            self.layouts,
+            HIDDEN_SIZE,
+            (("x-request-id", "r"),),
+            b"salt",
+            0,
+            on_tile=self.take,
+            on_error=self.fail,
+        )
+
+    def take(self, tile: TileId, embeds: torch.Tensor) -> None:
+        self.tiles.append(tile)
+        self.values[tile] = embeds.clone()
+        self.news.set()
+
+    def fail(self, error: ServingError) -> None:
+        self.errors.append(error)
+        self.news.set()
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 3) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+    async def arrived(self, count: int) -> None:
+        await self.until(lambda: len(self.tiles) >= count or bool(self.errors))
+        assert not self.errors, self.errors
+
+    async def failed(self) -> ServingError:
+        """The error, which comes exactly once."""
+        await self.until(lambda: bool(self.errors))
+        await asyncio.sleep(0.05)
+        assert len(self.errors) == 1
+        return self.errors[0]
+
+
+@dataclass
+class Scene:
+    encoders: list[ScriptedEncoder]
+    pool: EncoderPool
+    layouts: LayoutCache
+
+    def request(self) -> Request:
+        request = Request(self.pool, self.layouts)
+        self.requests.append(request)
+        return request
+
+    requests: list[Request] = field(default_factory=list)
+
+    def in_order(self) -> list[ScriptedEncoder]:
+        """First, second, ... choice for these pictures, by asking the pool."""
+        return self._order
+
+    async def find_order(self) -> None:
+        self._order: list[ScriptedEncoder] = []
+        by_target = {encoder.target: encoder for encoder in self.encoders}
+        while len(self._order) < len(self.encoders):
+            excluded = [encoder.target for encoder in self._order]
+            connection = await self.pool.choose(PICTURES[0].content_hash, excluded)
+            self._order.append(by_target[connection.target])
+
+
+@asynccontextmanager
+async def scene(*scripts: Script, **config: Any) -> AsyncIterator[Scene]:
+    """Encoders in the pool's order of preference.  Afterwards no call, no stream and no task is left."""
+    before = asyncio.all_tasks()
+    scripted = [ScriptedEncoder(num_tiles=NUM_TILES) for _ in scripts or (honest,)]
+    async with encoders(*scripted) as targets:
+        pool = EncoderPool(EncoderPoolConfig(encoders=tuple(targets), **config), FixedBase())  # type: ignore[arg-type]
+        it = Scene(scripted, pool, LayoutCache())
+        await it.find_order()
+        for encoder, script in zip(it.in_order(), scripts, strict=False):
+            encoder.script = beating(script)
+        try:
+            yield it
+        finally:
+            start = time.monotonic()
+            for request in it.requests:
+                await request.encoding.close()
+                await request.encoding.close()
+            for encoder in scripted:
+                await assert_ended(encoder)
+            assert time.monotonic() - start < 1
+            assert [connection.streams_open for connection in pool.connections] == [0] * len(targets)
+            await assert_no_tasks_but(before)
+            await pool.close()
+
+
+def all_correct(request: Request, tiles: list[TileId] = ALL) -> bool:
+    """Every tile once, each with its own values."""
+    return sorted(request.tiles, key=ALL.index) == tiles and all(
+        torch.equal(values, tile_values(PICTURES[tile.medium].data, tile.tile))
+        for tile, values in request.values.items()
+    )
+
+
+class TestTiles:
+    async def test_wanted_one_by_one(self) -> None:
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            assert [layout.num_tokens for layout in await request.encoding.layout()] == [12, 12]
+            for count, tile in enumerate(ALL, 1):
+                request.encoding.want(tile)
+                await request.arrived(count)
+            assert all_correct(request)
+            assert it.encoders[0].sides[0].granted == ALL
+
+    async def test_wanted_all_at_once(self) -> None:
+        async with scene(initial_credit=4) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in reversed(ALL):
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            assert all_correct(request)
+            assert it.encoders[0].sides[0].granted == [TileId(1, 2), TileId(1, 1)]  # the rest is credited
+
+    async def test_credited_tiles_are_kept_until_they_are_wanted(self) -> None:
+        async with scene(initial_credit=2) as it:
+            request = it.request()
+            await request.encoding.layout()
+            await asyncio.sleep(0.1)
+            assert request.tiles == []
+            request.encoding.want(ALL[1])
+            assert request.tiles == [ALL[1]]  # at once: it was here
+            request.encoding.want(ALL[0])
+            request.encoding.want(ALL[2])
+            await request.arrived(3)
+            assert it.encoders[0].sides[0].granted == [ALL[2]]
+
+    async def test_a_tile_can_be_wanted_again(self) -> None:
+        """The engine's store had to drop it."""
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for count in (1, 2):
+                request.encoding.want(ALL[0])
+                await request.arrived(count)
+            assert request.tiles == [ALL[0]] * 2
+
+    async def test_after_finish_the_encoder_forgets_the_pictures(self) -> None:
+        async with scene(initial_credit=1) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            await request.arrived(1)
+            request.encoding.finish()
+            await assert_ended(it.encoders[0])
+            assert it.encoders[0].sides[0].is_half_closed
+            await asyncio.sleep(0.05)
+            assert it.pool.connections[0].streams_open == 0
+
+    async def test_finish_waits_for_what_is_wanted(self) -> None:
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            request.encoding.finish()
+            await request.arrived(1)
+            assert not it.encoders[0].sides[0].is_half_closed
+
+    @pytest.mark.parametrize("pause_s", [0, 0.1])
+    async def test_wanting_after_finish_opens_the_pictures_again(self, pause_s: float) -> None:
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            await request.arrived(1)
+            request.encoding.finish()
+            await asyncio.sleep(pause_s)
+            request.encoding.want(ALL[4])
+            request.encoding.want(ALL[5])
+            await request.arrived(3)
+            assert all_correct(request, [ALL[0], ALL[4], ALL[5]])
+            assert [side.granted for side in it.encoders[0].sides] == [[ALL[0]], [ALL[4], ALL[5]]]
+
+    async def test_early_tiles_that_nobody_wanted_are_not_kept_after_finish(self) -> None:
+        async def late_credit(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            yield side.tile(ALL[0])
+            assert await side.next_grant() is None
+            yield side.tile(ALL[1])
+            yield done()
+
+        async with scene(late_credit, initial_credit=2) as it:
+            request = it.request()
+            await request.encoding.layout()
+            await asyncio.sleep(0.05)
+            request.encoding.finish()
+            await assert_ended(it.encoders[0])
+            await asyncio.sleep(0.05)
+            assert request.encoding._early == {} and request.tiles == []
+
+
+class TestKnownPictures:
+    async def test_open_no_stream_until_a_tile_is_wanted(self) -> None:
+        async with scene(initial_credit=2) as it:
+            first = it.request()
+            await first.encoding.layout()
+            await first.encoding.close()
+            second = it.request()
+            assert await second.encoding.layout() == [PictureLayout((TOKENS_PER_TILE,) * NUM_TILES)] * 2
+            await asyncio.sleep(0.05)
+            assert len(it.encoders[0].sides) == 1
+            for tile in ALL[2:4]:
+                second.encoding.want(tile)
+            await second.arrived(2)
+            assert all_correct(second, ALL[2:4])
+            side = it.encoders[0].sides[1]
+            assert side.opening.initial_credit == 0 and side.granted == ALL[2:4]
+
+    async def test_of_which_only_some_are_known_get_no_credit(self) -> None:
+        async with scene(initial_credit=2) as it:
+            it.layouts.put(PICTURES[1].content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
+            request = it.request()
+            await request.encoding.layout()
+            assert it.encoders[0].sides[0].opening.initial_credit == 0
+
+    async def test_an_encoder_that_lays_them_out_differently_is_not_believed(self) -> None:
+        """The prompt has been made for the remembered lengths."""
+        async with scene() as it:
+            for picture in PICTURES:
+                it.layouts.put(picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * (NUM_TILES + 1)))
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            assert type(await request.failed()) is Unavailable
+            assert request.tiles == []
+
+    def test_the_least_recently_used_is_forgotten(self) -> None:
+        cache = LayoutCache(max_entries=2)
+        layouts = [PictureLayout((number,)) for number in range(3)]
+        cache.put(b"0", layouts[0])
+        cache.put(b"1", layouts[1])
+        assert cache.get(b"0") == layouts[0]
+        cache.put(b"2", layouts[2])
+        assert [cache.get(key) for key in (b"0", b"1", b"2")] == [layouts[0], None, layouts[2]]
+
+
+def dies_after(count: int) -> Script:
+    """Serves `count` tiles and breaks off."""
+
+    async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+        await side.read_pictures()
+        yield side.layout()
+        served = 0
+        async for event in serve_grants(side, side.credited()):
+            if served == count:
+                raise Unavailable("going down")
+            served += 1
+            yield event
+
+    return script
+
+
+async def stops_after_two(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+    """Ends with OK while tiles are missing."""
+    await side.read_pictures()
+    yield side.layout()
+    for tile in ALL[:2]:
+        yield side.tile(tile)
+
+
+async def says_done_after_two(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+    async for event in stops_after_two(side):
+        yield event
+    yield done()
+    await hang()
+
+
+async def sends_the_second_twice(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+    async for event in stops_after_two(side):
+        yield event
+    yield side.tile(ALL[1])
+    await hang()
+
+
+class TestFailover:
+    @pytest.mark.parametrize(
+        ("script", "num_served"),
+        [
+            (dies_after(0), 0),
+            (dies_after(1), 1),
+            (dies_after(5), 5),
+            (stops_after_two, 2),
+            (says_done_after_two, 2),
+            (sends_the_second_twice, 2),
+        ],
+        ids=["no tile", "one tile", "all but one", "ends with OK", "early done", "tile twice"],
+    )
+    async def test_only_the_missing_tiles_are_asked_of_the_next_encoder(
+        self, script: Script, num_served: int
+    ) -> None:
+        async with scene(script, honest, initial_credit=4) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            assert all_correct(request) and request.errors == []
+            [side] = it.in_order()[1].sides
+            assert side.granted == ALL[num_served:] and side.opening.initial_credit == 0
+
+    async def test_a_silent_encoder_is_replaced_within_a_second(self) -> None:
+        async def mute(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            yield side.tile(ALL[0])
+            await hang()
+
+        async with scene(honest, honest, initial_credit=0) as it:
+            it.in_order()[0].script = mute
+            request = it.request()
+            await request.encoding.layout()
+            start = time.monotonic()
+            request.encoding.want(ALL[1])
+            await request.arrived(1)
+            assert time.monotonic() - start < 1.2
+            assert it.in_order()[1].sides[0].granted == [ALL[1]]
+
+    @pytest.mark.parametrize(
+        "error",
+        [Unavailable("shutting down"), FingerprintMismatch("another checkpoint")],
+        ids=["unavailable", "fingerprint"],
+    )
+    async def test_an_encoder_that_refuses_to_begin_is_passed_over(self, error: ServingError) -> None:
+        async with scene(refuses(error), honest) as it:
+            request = it.request()
+            assert len(await request.encoding.layout()) == 2
+            assert len(it.in_order()[1].sides) == 1
+
+    async def test_a_layout_that_does_not_come_is_asked_of_the_next(self) -> None:
+        async def stuck(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await hang()
+            yield heartbeat()
+
+        async with scene(stuck, honest, layout_timeout_s=0.3) as it:
+            request = it.request()
+            start = time.monotonic()
+            await request.encoding.layout()
+            assert time.monotonic() - start < 1
+
+    async def test_a_bad_picture_is_not_tried_elsewhere(self) -> None:
+        async with scene(refuses(bad_medium(1)), honest) as it:
+            with pytest.raises(InvalidRequest) as raised:
+                await it.request().encoding.layout()
+            assert raised.value.field == "media[1].data"
+            assert it.in_order()[1].sides == []
+            assert it.pool.num_ready == 2
+
+    async def test_when_all_are_gone_the_request_fails_once(self) -> None:
+        async with scene(dies_after(1), dies_after(1), initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            error = await request.failed()
+            assert type(error) is Unavailable and "encoder" in error.message
+            assert request.tiles == ALL[:2]
+
+    async def test_when_all_refuse_to_begin_the_request_fails(self) -> None:
+        async with scene(refuses(Unavailable("a")), refuses(Unavailable("b"))) as it:
+            with pytest.raises(Unavailable, match="encoder"):
+                await it.request().encoding.layout()
+
+    async def test_with_a_known_picture_the_request_fails_once_too(self) -> None:
+        async with scene(refuses(Unavailable("a"))) as it:
+            for picture in PICTURES:
+                it.layouts.put(picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            assert type(await request.failed()) is Unavailable
+
+    async def test_a_slow_tile_is_a_deadline_and_not_tried_elsewhere(self) -> None:
+        async def stuck(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            await hang()
+
+        async with scene(stuck, honest, tile_timeout_s=0.3) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            assert type(await request.failed()) is DeadlineExceeded
+            assert it.in_order()[1].sides == []
+
+    async def test_a_stream_that_broke_while_nothing_was_wanted_is_opened_again(self) -> None:
+        """Also at the encoder it broke at: it may have been restarted."""
+        async with scene(dies_after(0), initial_credit=1) as it:
+            request = it.request()
+            await request.encoding.layout()
+            await assert_ended(it.encoders[0])
+            await asyncio.sleep(0.05)
+            it.encoders[0].script = beating(honest)
+            request.encoding.want(ALL[0])
+            request.encoding.want(ALL[1])
+            await request.arrived(2)
+            assert all_correct(request, ALL[:2])
+
+    async def test_a_bug_of_ours_ends_the_request(self) -> None:
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            request.encoding._on_tile = lambda tile, embeds: embeds[99]
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            assert type(await request.failed()) is ModelError
+
+
+class TestClose:
+    """`scene` closes every request and asserts that nothing is left, within a second."""
+
+    async def test_while_the_layout_is_awaited(self) -> None:
+        async def stuck(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            await hang()
+            yield heartbeat()
+
+        async with scene(stuck) as it:
+            laying_out = asyncio.create_task(it.request().encoding.layout())
+            await asyncio.sleep(0.1)
+            laying_out.cancel()
+            await asyncio.wait([laying_out])
+            assert laying_out.cancelled()
+
+    async def test_before_anything_began(self) -> None:
+        async with scene() as it:
+            it.request()
+
+    async def test_between_tiles(self) -> None:
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.until(lambda: len(request.tiles) > 0)
+            await request.encoding.close()
+            count = len(request.tiles)
+            await asyncio.sleep(0.1)
+            assert len(request.tiles) == count
+
+    async def test_while_it_opens_the_pictures_again(self) -> None:
+        async def stuck(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            await hang()
+            yield heartbeat()
+
+        async with scene(dies_after(0), stuck) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            await asyncio.sleep(0.2)
+            assert len(it.in_order()[1].sides) == 1
+            await request.encoding.close()
+            assert request.errors == []
+
+    async def test_after_an_error(self) -> None:
+        async with scene(dies_after(0), initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            await request.failed()
+
+    async def test_cancelled_while_it_waits_has_closed_the_stream_already(self) -> None:
+        async with scene(initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            closing = asyncio.create_task(request.encoding.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            assert it.pool.connections[0].streams_open == 0

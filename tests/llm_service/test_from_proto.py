@@ -1,0 +1,249 @@
+"""Every field of a request, its default, its limit and the path that an error names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_service.from_proto import (
+    MAX_CACHE_SALT_BYTES,
+    RequestLimits,
+    generation_from_proto,
+    messages_from_proto,
+    sampling_params_from_proto,
+)
+from llm_service.generation import GenerationInput, ImageInput
+from llm_service.prompt import ImagePart, Message, TextPart
+from llm_service.sampling_params import SamplingParams
+from protos import encoder_pb2
+from protos import language_model_pb2 as pb
+from protos.errors import InvalidRequest
+from protos.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+LIMITS = RequestLimits(vocab_size=100, max_images=3, max_image_tiles=40, max_request_bytes=64)
+METADATA = (("x-request-id", "r"),)
+
+
+def preprocessing(min_tiles: int = 1, max_tiles: int = 12, use_thumbnail: bool = True) -> Preprocessing:
+    return Preprocessing(
+        image_size=448,
+        patch_size=14,
+        downsample_ratio=0.5,
+        ps_version="v2",
+        min_tiles=min_tiles,
+        max_tiles=max_tiles,
+        use_thumbnail=use_thumbnail,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def text(string: str) -> pb.Part:
+    return pb.Part(text=string)
+
+
+def image(data: bytes = b"png", **tiling: Any) -> pb.Part:
+    return pb.Part(image=pb.Image(data=data, tiling=encoder_pb2.TilingOptions(**tiling)))
+
+
+def user(*parts: pb.Part) -> pb.Message:
+    return pb.Message(role="user", parts=parts)
+
+
+def read(
+    request: pb.GenerateRequest,
+    defaults: Preprocessing | None = None,
+    limits: RequestLimits = LIMITS,
+) -> GenerationInput:
+    return generation_from_proto(request, defaults or preprocessing(), limits, METADATA)
+
+
+def field_of_refusal(request: pb.GenerateRequest, **options: Any) -> str | None:
+    with pytest.raises(InvalidRequest) as raised:
+        read(request, **options)
+    return raised.value.field
+
+
+class TestRequest:
+    def test_everything_arrives(self) -> None:
+        request = pb.GenerateRequest(
+            messages=[
+                pb.Message(role="system", parts=[text("be brief")]),
+                user(text("a"), image(b"1"), text("b"), image(b"2")),
+                pb.Message(role="assistant", parts=[text("c")]),
+                user(image(b"3")),
+            ],
+            sampling=pb.SamplingParams(temperature=0),
+            priority=-4,
+            cache_salt=b"tenant",
+        )
+        got = read(request)
+        assert got.messages == [
+            Message("system", (TextPart("be brief"),)),
+            Message("user", (TextPart("a"), ImagePart(0), TextPart("b"), ImagePart(1))),
+            Message("assistant", (TextPart("c"),)),
+            Message("user", (ImagePart(2),)),
+        ]
+        assert [(i.data, i.field) for i in got.images] == [
+            (b"1", "messages[1].parts[1].image"),
+            (b"2", "messages[1].parts[3].image"),
+            (b"3", "messages[3].parts[0].image"),
+        ]
+        assert (got.priority, got.cache_salt, got.metadata) == (-4, b"tenant", METADATA)
+        assert got.prompt_token_ids == [] and got.params == SamplingParams(temperature=0.0)
+
+    def test_token_ids_instead_of_messages(self) -> None:
+        got = read(pb.GenerateRequest(prompt_token_ids=[0, 99]))
+        assert got.prompt_token_ids == [0, 99] and got.messages == [] and got.images == []
+
+    def test_exactly_one_of_them(self) -> None:
+        assert field_of_refusal(pb.GenerateRequest()) == "messages"
+        both = pb.GenerateRequest(messages=[user(text("a"))], prompt_token_ids=[1])
+        assert field_of_refusal(both) == "messages"
+
+    def test_a_token_id_outside_the_vocabulary(self) -> None:
+        request = pb.GenerateRequest(prompt_token_ids=[1, 99, 100])
+        assert field_of_refusal(request) == "prompt_token_ids[2]"
+
+    def test_a_cache_salt_that_is_too_long(self) -> None:
+        fits = pb.GenerateRequest(prompt_token_ids=[1], cache_salt=b"x" * MAX_CACHE_SALT_BYTES)
+        assert len(read(fits).cache_salt) == MAX_CACHE_SALT_BYTES
+        fits.cache_salt += b"x"
+        assert field_of_refusal(fits) == "cache_salt"
+
+    def test_an_empty_part(self) -> None:
+        request = pb.GenerateRequest(messages=[user(text("a")), user(text("b"), pb.Part())])
+        assert field_of_refusal(request) == "messages[1].parts[1]"
+
+    def test_an_empty_text_is_a_text(self) -> None:
+        assert messages_from_proto([user(text(""))]) == [Message("user", (TextPart(""),))]
+
+
+class TestImages:
+    def test_an_empty_picture(self) -> None:
+        request = pb.GenerateRequest(messages=[user(text("a"), image(b""))])
+        assert field_of_refusal(request) == "messages[0].parts[1].image.data"
+        unset = pb.GenerateRequest(messages=[user(pb.Part(image=pb.Image()))])
+        assert field_of_refusal(unset) == "messages[0].parts[0].image.data"
+
+    def test_too_many_pictures_name_the_first_that_is_one_too_many(self) -> None:
+        fits = [user(image(), image()), user(image())]
+        assert len(read(pb.GenerateRequest(messages=fits)).images) == 3
+        request = pb.GenerateRequest(messages=[*fits, user(text("a"), image())])
+        assert field_of_refusal(request) == "messages[2].parts[1].image"
+
+    def test_too_many_bytes_name_the_first_that_does_not_fit(self) -> None:
+        fits = pb.GenerateRequest(messages=[user(image(b"x" * 32), image(b"x" * 32))])
+        assert len(read(fits).images) == 2
+        request = pb.GenerateRequest(messages=[user(image(b"x" * 32), image(b"x" * 33), image(b"x"))])
+        assert field_of_refusal(request) == "messages[0].parts[1].image.data"
+
+    @pytest.mark.parametrize(
+        ("defaults", "tiling", "expected"),
+        [
+            (preprocessing(), {}, (1, 12, True)),
+            (preprocessing(2, 6, False), {}, (2, 6, False)),
+            (preprocessing(2, 6, False), {"use_thumbnail": True}, (2, 6, True)),
+            (preprocessing(2, 6), {"use_thumbnail": False}, (2, 6, False)),
+            (preprocessing(4, 6), {"max_tiles": 2}, (2, 2, True)),  # the default minimum gives way
+            (preprocessing(1, 6), {"min_tiles": 9}, (9, 9, True)),  # the default maximum gives way
+            (preprocessing(1, 6), {"min_tiles": 3, "max_tiles": 40}, (3, 40, True)),
+            (preprocessing(1, 48), {}, (1, 48, True)),  # the checkpoint's own default is always allowed
+            (preprocessing(1, 48), {"max_tiles": 48}, (1, 48, True)),
+            (preprocessing(1, 1, False), {}, (1, 1, False)),
+        ],
+    )
+    def test_tiling_with_the_checkpoints_defaults(
+        self, defaults: Preprocessing, tiling: dict[str, Any], expected: tuple[int, int, bool]
+    ) -> None:
+        request = pb.GenerateRequest(messages=[user(image(b"png", **tiling))])
+        [got] = read(request, defaults).images
+        assert got == ImageInput(b"png", *expected, field="messages[0].parts[0].image")
+
+    @pytest.mark.parametrize(
+        ("tiling", "name"),
+        [
+            ({"max_tiles": 0}, "max_tiles"),
+            ({"max_tiles": 41}, "max_tiles"),
+            ({"min_tiles": 0}, "min_tiles"),
+            ({"min_tiles": 41}, "min_tiles"),
+            ({"min_tiles": 5, "max_tiles": 4}, "min_tiles"),
+            ({"max_tiles": 2**32 - 1}, "max_tiles"),
+        ],
+    )
+    def test_tiling_out_of_range(self, tiling: dict[str, Any], name: str) -> None:
+        request = pb.GenerateRequest(messages=[user(text("a")), user(image(b"png", **tiling))])
+        assert field_of_refusal(request) == f"messages[1].parts[0].image.tiling.{name}"
+
+
+class TestSampling:
+    def test_unset_fields_take_the_defaults(self) -> None:
+        assert sampling_params_from_proto(pb.SamplingParams()) == SamplingParams()
+
+    def test_every_field_arrives(self) -> None:
+        values: dict[str, Any] = {
+            "max_tokens": 7,
+            "min_tokens": 2,
+            "temperature": 0.5,
+            "top_p": 0.25,
+            "top_k": 5,
+            "min_p": 0.125,
+            "repetition_penalty": 1.5,
+            "presence_penalty": -0.5,
+            "frequency_penalty": 0.75,
+            "logit_bias": {3: -100.0, 4: 50.0},
+            "seed": -(2**63),
+            "n": 4,
+            "stop": ("a", "b"),
+            "stop_token_ids": (8, 9),
+            "ignore_eos": True,
+            "logprobs": 0,
+            "skip_special_tokens": False,
+            "include_stop_str_in_output": True,
+        }
+        assert set(values) == set(SamplingParams.__struct_fields__)
+        assert set(values) == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
+        assert sampling_params_from_proto(pb.SamplingParams(**values)) == SamplingParams(**values)
+
+    @pytest.mark.parametrize("name", ["temperature", "seed", "logprobs"])
+    def test_a_zero_that_was_set_is_a_zero(self, name: str) -> None:
+        assert getattr(sampling_params_from_proto(pb.SamplingParams(**{name: 0})), name) == 0
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("max_tokens", 0),
+            ("temperature", 2.1),
+            ("temperature", float("nan")),
+            ("top_p", 0.0),
+            ("top_k", -2),
+            ("min_p", 1.5),
+            ("repetition_penalty", 0.0),
+            ("presence_penalty", 2.5),
+            ("frequency_penalty", -2.5),
+            ("logit_bias", {100: 1.0}),
+            ("logit_bias", {1: 101.0}),
+            ("n", 0),
+            ("n", 129),
+            ("stop", [""]),
+            ("stop", ["x"] * 17),
+            ("stop_token_ids", [100]),
+            ("logprobs", 21),
+        ],
+    )
+    def test_a_value_out_of_range_is_refused_by_name(self, name: str, value: Any) -> None:
+        request = pb.GenerateRequest(prompt_token_ids=[1], sampling=pb.SamplingParams(**{name: value}))
+        assert field_of_refusal(request) == f"sampling.{name}"
+
+    def test_min_tokens_above_max_tokens(self) -> None:
+        sampling = pb.SamplingParams(min_tokens=3, max_tokens=2)
+        request = pb.GenerateRequest(prompt_token_ids=[1], sampling=sampling)
+        assert field_of_refusal(request) == "sampling.min_tokens"
+
+
+def test_limits_come_from_the_service() -> None:
+    request = pb.GenerateRequest(messages=[user(image(b"x" * 9))])
+    tight = replace(LIMITS, max_request_bytes=8)
+    assert field_of_refusal(request, limits=tight) == "messages[0].parts[0].image.data"
