@@ -26,6 +26,7 @@ class EncoderConfig:
     pixel_budget_mib: int = field(
         default=1024, metadata={"help": "memory for decoded pictures of all streams, MiB"}
     )
+    max_streams: int = field(default=256, metadata={"help": "most Encode streams at a time"})
     max_media: int = field(default=64, metadata={"help": "most pictures of one stream"})
     max_stream_bytes: int = field(default=64 << 20, metadata={"help": "most bytes of one stream's pictures"})
     max_tiles: int = field(default=40, metadata={"help": "most tiles that a request may ask for per picture"})

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import grpc
 import torch
 
+from encoder_service import metrics
 from encoder_service.batcher import TileBatcher
 from encoder_service.config import EncoderConfig
 from encoder_service.media import read_header
@@ -24,16 +25,17 @@ from encoder_service.vision import VisionEncoder
 from protos import encoder_pb2
 from protos.checkpoint import open_checkpoint
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
-from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest
+from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest, Overloaded
 from protos.fingerprint import FingerprintBase, content_hash
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import MAX_CHUNK_BYTES
 from protos.preprocessing import Preprocessing
-from protos.server import Server, wait_for_shutdown
+from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
 from protos.tensors import dtype_to_proto, tensor_bytes
 
 HEARTBEAT_INTERVAL_S = 0.2
+RETRY_AFTER_S = 1.0
 # Tiles granted and not yet cut, of one stream: several times what the largest layout has.
 MAX_WAITING_GRANTS = 16_384
 
@@ -82,6 +84,12 @@ class EncoderServicer:
         self._stream_ids = count()
         self._streams_open = 0
 
+    def watch_load(self) -> None:
+        """Let this process's metrics show the load of this servicer."""
+        metrics.TILES_QUEUED.set_function(lambda: self._batcher.tiles_queued)
+        metrics.FORWARDS.set_function(lambda: self._batcher.forwards_done)
+        metrics.STREAMS_OPEN.set_function(lambda: self._streams_open)
+
     def close(self) -> None:
         self._batcher.close()
         self._workers.threads.shutdown(cancel_futures=True)
@@ -91,8 +99,10 @@ class EncoderServicer:
         self._streams_open += 1
         try:
             async with rpc_errors(context):
+                self._refuse_overload()
                 opening = await self._read_open(requests)
                 media = await self._read_media(opening, requests)
+                log.debug("%s: %d media", opening.request_id, len(media))
                 yield encoder_pb2.EncodeResponse(layout=self._layout(media))
                 tiles = TileStream(next(self._stream_ids), media, self._workers, opening.priority)
                 tiles.grant(_all_tiles(media)[: opening.initial_credit])
@@ -103,6 +113,7 @@ class EncoderServicer:
                 finally:
                     grants.cancel()
                     await tiles.close()
+                metrics.observe(tiles.timings)
                 yield _done(tiles, time.monotonic_ns() - start)
         finally:
             self._streams_open -= 1
@@ -130,6 +141,13 @@ class EncoderServicer:
             tiles_queued=self._batcher.tiles_queued,
             streams_open=self._streams_open,
         )
+
+    def _refuse_overload(self) -> None:
+        """What streams hold in memory is bounded one by one, so their number must be."""
+        if self._streams_open > self._config.max_streams:
+            raise Overloaded(
+                f"{self._config.max_streams} streams are open already", retry_after_s=RETRY_AFTER_S
+            )
 
     async def _read_open(self, requests: Requests) -> encoder_pb2.Open:
         request = await self._next_request(requests)
@@ -335,12 +353,14 @@ async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
     servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision)
     server = Server(config.server, [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
+    servicer.watch_load()
     port = await server.start()
+    shutdown = shutdown_signal()
     try:
         await server.set_serving()
         log.info("encoder ready: %s on %s", vision.dtype, vision.device)
         on_ready(port)
-        await wait_for_shutdown()
+        await shutdown.wait()
     finally:
         await server.stop()
         servicer.close()

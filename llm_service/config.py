@@ -9,6 +9,7 @@ from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+HEARTBEAT_INTERVAL_S = 0.2  # of an encoder, by the contract
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class EngineConfig:
         default=0.25, metadata={"help": "shared memory for visual tokens of running and recent requests, GiB"}
     )
     max_waiting: int = field(
-        default=1024, metadata={"help": "requests in the queue before new ones are refused"}
+        default=1024, metadata={"help": "sequences in the queue before new requests are refused"}
     )
     num_threads: int = field(default=0, metadata={"help": "CPU threads of PyTorch; 0: PyTorch's default"})
 
@@ -102,7 +103,11 @@ class EncoderPoolConfig:
 
     def __post_init__(self) -> None:
         _require_at_least("initial_credit", self.initial_credit, 0)
-        for name in ("layout_timeout_s", "heartbeat_timeout_s", "tile_timeout_s"):
+        if self.heartbeat_timeout_s <= HEARTBEAT_INTERVAL_S:
+            raise ValueError(
+                f"heartbeat_timeout_s must be > {HEARTBEAT_INTERVAL_S}, got {self.heartbeat_timeout_s}"
+            )
+        for name in ("layout_timeout_s", "tile_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if any(not target for target in self.encoders):

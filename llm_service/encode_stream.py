@@ -74,7 +74,7 @@ class EncodeStream:
         self._config = config
         self._pictures = pictures
         self._hidden_size = hidden_size
-        self._outgoing: asyncio.Queue[encoder_pb2.EncodeRequest | None] = asyncio.Queue()
+        self._granted: asyncio.Queue[TileId | None] = asyncio.Queue()  # None: half-close
         self._due: set[TileId] = set()  # granted or credited, not here yet
         self._layouts: list[PictureLayout] = []
         self._dtype = torch.float32
@@ -118,18 +118,14 @@ class EncodeStream:
         missing = [tile for tile in tiles if tile not in self._due]
         if missing:
             self._due.update(missing)
-            ranges = [
-                encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1)
-                for tile in missing
-            ]
-            grant = encoder_pb2.Grant(tiles=ranges)
-            self._outgoing.put_nowait(encoder_pb2.EncodeRequest(grant=grant))
+            for tile in missing:
+                self._granted.put_nowait(tile)
 
     def half_close(self) -> None:
         """Nothing more will be granted on this stream."""
         if self.is_open:
             self.is_open = False
-            self._outgoing.put_nowait(None)
+            self._granted.put_nowait(None)
 
     async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[tuple[TileId, torch.Tensor]]:
         """Yield (tile, [num_tokens, hidden_size]) until Done; `is_waiting` says whether one is missed.
@@ -159,7 +155,7 @@ class EncodeStream:
             self._watchdog.cancel()
             self._watchdog = None
         # Where the call has ended by itself, cancelling it does not wake the task that sends our messages.
-        self._outgoing.put_nowait(None)
+        self._granted.put_nowait(None)
         if self._call is not None:
             self._call.cancel()
 
@@ -198,8 +194,21 @@ class EncodeStream:
                 data = picture.data[start : start + MAX_CHUNK_BYTES]
                 chunk = encoder_pb2.MediaChunk(medium=medium, data=data)
                 yield encoder_pb2.EncodeRequest(chunk=chunk)
-        while (message := await self._outgoing.get()) is not None:
-            yield message
+        while tiles := await self._next_granted():
+            yield encoder_pb2.EncodeRequest(grant=encoder_pb2.Grant(tiles=_ranges(tiles)))
+
+    async def _next_granted(self) -> list[TileId]:
+        """All that was granted since the last message: a step of the engine costs one.  [] at the end."""
+        tiles: list[TileId] = []
+        tile = await self._granted.get()
+        while tile is not None:
+            tiles.append(tile)
+            if self._granted.empty():
+                return tiles
+            tile = self._granted.get_nowait()
+        if tiles:
+            self._granted.put_nowait(None)  # for the next time
+        return tiles
 
     async def _read(self) -> EncodeEvent:
         assert self._call is not None
@@ -281,6 +290,18 @@ class EncodeStream:
                 self._verdict = DeadlineExceeded("the encoder took too long for a tile")
         assert self._call is not None
         self._call.cancel()
+
+
+def _ranges(tiles: Sequence[TileId]) -> list[encoder_pb2.TileRange]:
+    """The same tiles in the same order, runs of neighbours as one range."""
+    ranges: list[encoder_pb2.TileRange] = []
+    for tile in tiles:
+        last = ranges[-1] if ranges else None
+        if last is not None and (tile.medium, tile.tile) == (last.medium, last.first_tile + last.num_tiles):
+            last.num_tiles += 1
+        else:
+            ranges.append(encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1))
+    return ranges
 
 
 class _Ending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -64,10 +65,13 @@ Event = RequestAccepted | SequenceOutput | SlotGrant | ServingError
 class EngineRequest:
     """One request's side of the connection.  Whoever made it calls `close`, whatever happened."""
 
-    def __init__(self, client: EngineClient, request_id: int) -> None:
+    def __init__(
+        self, client: EngineClient, request_id: int, on_grant: Callable[[SlotGrant], None] | None
+    ) -> None:
         self._client = client
         self._request_id = request_id
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._on_grant = on_grant
         self._closed = False
 
     async def next_event(self) -> Event:
@@ -83,6 +87,12 @@ class EngineRequest:
     def post(self, event: Event) -> None:
         """Queue an event from elsewhere: an error ends the request behind what is queued already."""
         self._events.put_nowait(event)
+
+    def take_grant(self, grant: SlotGrant) -> None:
+        if self._on_grant is not None:
+            self._on_grant(grant)
+        else:
+            self.post(grant)
 
     def store_tile(self, grant: SlotGrant, embeds: torch.Tensor) -> None:
         """Write [num_tokens, hidden_size] into the granted slot, once; ignored after `close`.
@@ -103,6 +113,7 @@ class EngineRequest:
         """Free what the engine still holds.  Synchronous and idempotent; no slot is written afterwards."""
         if not self._closed:
             self._closed = True
+            self._on_grant = None  # it may know us: no cycle must keep a request's pictures
             self._client.forget(self._request_id)
 
 
@@ -145,8 +156,13 @@ class EngineClient:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=READ_BYTES)
         return cls(reader, writer, ready, memory, decoder)
 
-    def submit(self, prompt: PromptInput) -> EngineRequest:
+    def submit(
+        self, prompt: PromptInput, on_grant: Callable[[SlotGrant], None] | None = None
+    ) -> EngineRequest:
         """Queue the request; its first event is RequestAccepted, or a refusal.
+
+        `on_grant` is called as soon as a grant arrives, whether or not anybody takes the events: a client
+        that reads slowly must not hold slots that nobody fills.  Without it grants are events, too.
 
         Raises:
             Unavailable: the engine is gone.
@@ -154,7 +170,7 @@ class EngineClient:
         if self._receiver.done():
             raise _gone()
         request_id = next(self._ids)
-        request = EngineRequest(self, request_id)
+        request = EngineRequest(self, request_id, on_grant)
         self._requests[request_id] = request
         self.send(
             AddRequest(
@@ -208,7 +224,9 @@ class EngineClient:
         if isinstance(message, StepOutput):
             self.stats = message.stats
             for grant in message.grants:
-                self._post(grant.request_id, grant)
+                request = self._requests.get(grant.request_id)
+                if request is not None:
+                    request.take_grant(grant)
             for output in message.outputs:
                 self._post(output.request_id, output)
         elif isinstance(message, RequestAccepted):

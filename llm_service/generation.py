@@ -117,7 +117,7 @@ class Generation:
 
     async def _events(self) -> AsyncGenerator[GenerationEvent]:
         prompt = await self._prompt_input()
-        request = self._backends.engine.submit(prompt)
+        request = self._backends.engine.submit(prompt, on_grant=self._fetch)
         self._engine_request = request
         accepted = await self._next_event(request)
         assert isinstance(accepted, RequestAccepted)
@@ -156,13 +156,11 @@ class Generation:
         touched: dict[int, Choice] = {}
         while not touched or request.has_event():
             event = await self._next_event(request)
-            if isinstance(event, SlotGrant):
-                self._fetch(event)
-            elif isinstance(event, SequenceOutput):
-                choice = choices[event.index]
-                if choice.finished is None:
-                    self._push(choice, event, request)
-                    touched[event.index] = choice
+            assert isinstance(event, SequenceOutput)
+            choice = choices[event.index]
+            if choice.finished is None:
+                self._push(choice, event, request)
+                touched[event.index] = choice
         return list(touched.values())
 
     async def _next_event(self, request: EngineRequest) -> Event:

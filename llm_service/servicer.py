@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from llm_service.encoding import LayoutCache
 from llm_service.engine_client import EngineClient
 from llm_service.engine_processes import EngineProcesses
 from llm_service.from_proto import RequestLimits, generation_from_proto, messages_from_proto
-from llm_service.generation import Backends, Generation
+from llm_service.generation import Backends, Generation, GenerationUsage
+from llm_service.metrics import count_usage, watch_load
 from llm_service.prompt import ImagePart, Message, PromptBuilder
 from llm_service.to_proto import event_to_proto
 from llm_service.tokenizer import load_tokenizer
@@ -27,7 +28,7 @@ from protos.errors import InvalidRequest, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.preprocessing import Preprocessing
 from protos.request_context import outgoing_metadata, request_id_of
-from protos.server import Server, wait_for_shutdown
+from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
 
 SERVICE_NAME = language_model_pb2.DESCRIPTOR.services_by_name["LanguageModel"].full_name
@@ -59,13 +60,12 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
         async with rpc_errors(context):
             plain = generation_from_proto(request, self._preprocessing, self._limits, metadata)
             self._refuse_placeholders(plain.prompt_token_ids)
-            events = Generation(plain, self._backends).run()
-            try:
+            # Closed at once, not when the collector finds the generator: blocks and slots hang on it.
+            async with aclosing(Generation(plain, self._backends).run()) as events:
                 async for event in events:
+                    if isinstance(event, GenerationUsage):
+                        count_usage(event)
                     yield event_to_proto(event, request_id)
-            finally:
-                # Now, not when the collector finds the generator: blocks and slots hang on it.
-                await events.aclose()
 
     async def Tokenize(
         self, request: language_model_pb2.TokenizeRequest, context: Context
@@ -151,44 +151,63 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
     async with AsyncExitStack() as stack:
         checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
         # The engine before the server: gRPC complains about a process that forks after its threads run.
-        engine = await _join_or_start_engine(config, stack)
+        engine, ends = await _join_or_start_engine(config, stack)
         server = Server(config.server, [SERVICE_NAME])
         backends = _backends(config, checkpoint, engine)
         backends.encoders.start()
         stack.push_async_callback(backends.encoders.close)
         servicer = LanguageModelServicer(config, Preprocessing.from_checkpoint(checkpoint), backends)
         language_model_pb2_grpc.add_LanguageModelServicer_to_server(servicer, server.grpc)
+        watch_load(engine, backends.encoders)
         port = await server.start()
+        shutdown = shutdown_signal()
         await server.set_serving()
         on_ready(port)
-        await _serve_until_end(server, engine)
+        await _serve_until_end(server, shutdown, ends)
 
 
-async def _serve_until_end(server: Server, engine: EngineClient) -> None:
-    """Drain at a signal; raise when the engine goes first."""
-    shutdown = asyncio.create_task(wait_for_shutdown())
-    engine_closed = asyncio.create_task(engine.wait_closed())
+async def _serve_until_end(server: Server, shutdown: asyncio.Event, ends: list[Awaitable[None]]) -> None:
+    """Drain at a signal; raise when the engine, or a rank of it, goes first."""
+    stopping = asyncio.create_task(shutdown.wait())
+    engine_ends = [asyncio.ensure_future(end) for end in ends]
     try:
-        await asyncio.wait((shutdown, engine_closed), return_when=asyncio.FIRST_COMPLETED)
-        if engine_closed.done():
+        await asyncio.wait((stopping, *engine_ends), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
             await server.set_serving(False)
             raise Unavailable("the engine ended; see its message above")
     finally:
-        shutdown.cancel()
-        engine_closed.cancel()
+        for task in (stopping, *engine_ends):
+            task.cancel()
         await server.stop()
 
 
-async def _join_or_start_engine(config: LLMConfig, stack: AsyncExitStack) -> EngineClient:
-    if config.engine_socket and Path(config.engine_socket).exists():
-        engine = await EngineClient.connect(Path(config.engine_socket))
-        log.info("joined the engine at %s", config.engine_socket)
-    else:
+async def _join_or_start_engine(
+    config: LLMConfig, stack: AsyncExitStack
+) -> tuple[EngineClient, list[Awaitable[None]]]:
+    """The engine, and what completes when it has ended."""
+    engine = await _join_engine(config.engine_socket)
+    ends: list[Awaitable[None]] = []
+    if engine is None:
         processes = EngineProcesses(config.model, config.engine, config.engine_socket)
         stack.push_async_callback(processes.stop)
         await processes.start()
         engine = await EngineClient.connect(processes.socket_path)
+        ends.append(processes.wait())
     stack.push_async_callback(engine.close)
+    return engine, [*ends, engine.wait_closed()]
+
+
+async def _join_engine(socket_path: str) -> EngineClient | None:
+    """The engine that listens there; None without one, and what a killed one left behind is removed."""
+    path = Path(socket_path)
+    if not socket_path or not path.is_socket():
+        return None
+    try:
+        engine = await EngineClient.connect(path)
+    except ConnectionRefusedError:
+        path.unlink()
+        return None
+    log.info("joined the engine at %s", path)
     return engine
 
 

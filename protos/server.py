@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -115,13 +114,14 @@ class Server:
         return self.grpc.add_secure_port(address, credentials)
 
 
-async def wait_for_shutdown(on_signal: Callable[[], Any] | None = None) -> None:
-    """Return at the first SIGTERM or SIGINT."""
+def shutdown_signal() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; call it before telling anybody that the server runs."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        log.info("stopping")
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    log.info("stopping")
-    if on_signal is not None:
-        on_signal()
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop

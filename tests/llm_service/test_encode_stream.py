@@ -248,16 +248,24 @@ class TestLayout:
 
 
 class TestGrants:
-    async def test_one_by_one_and_in_bulk(self) -> None:
+    async def test_what_is_granted_at_once_is_one_message_in_order(self) -> None:
         async with line() as it:
             await it.open()
             it.stream.grant([TileId(1, 2)])
             it.stream.grant([TileId(0, 1), TileId(0, 0)])
             tiles = await it.read(3)
         assert [tile for tile, _ in tiles] == [TileId(1, 2), TileId(0, 1), TileId(0, 0)]
-        assert it.side.granted == [tile for tile, _ in tiles] and it.side.grants == 2
+        assert it.side.granted == [tile for tile, _ in tiles] and it.side.grants == 1
         assert torch.equal(tiles[0][1], tile_values(b"a dog", 2))
         assert torch.equal(tiles[2][1], tile_values(b"a cat", 0))
+
+    async def test_what_is_granted_later_is_a_message_of_its_own(self) -> None:
+        async with line() as it:
+            await it.open()
+            for number in range(2):
+                it.stream.grant([TileId(0, number)])
+                assert [tile for tile, _ in await it.read(1)] == [TileId(0, number)]
+        assert it.side.grants == 2
 
     async def test_credited_tiles_come_without_a_grant_and_are_not_granted_again(self) -> None:
         async with line() as it:

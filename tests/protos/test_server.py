@@ -209,14 +209,14 @@ async def test_the_metrics_page_counts_calls() -> None:
 
 SERVE = """
 import asyncio
-from protos.server import Server, ServerConfig, wait_for_shutdown
+from protos.server import Server, ServerConfig, shutdown_signal
 async def main():
     server = Server(ServerConfig(shutdown_grace_s=1), ["tessera.v1.Encoder"])
     port = await server.start()
-    stopping = asyncio.create_task(wait_for_shutdown(lambda: print("asked to stop", flush=True)))
-    await asyncio.sleep(0)  # from here on signals are handled
+    stopping = shutdown_signal()
     print(port, flush=True)
-    await stopping
+    await stopping.wait()
+    print("asked to stop", flush=True)
     await server.stop()
     print("stopped", flush=True)
 asyncio.run(main())

@@ -1,0 +1,12 @@
+"""`tessera bench` refuses what it cannot measure."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.cli import main
+
+
+def test_an_unknown_dtype_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--dtypes", "int3"]) == 2
+    assert "--dtypes" in capsys.readouterr().err
