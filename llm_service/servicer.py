@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import torch
 
 from llm_service.config import LLMConfig
 from llm_service.encoder_pool import EncoderPool
@@ -32,6 +33,10 @@ from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
 
 SERVICE_NAME = language_model_pb2.DESCRIPTOR.services_by_name["LanguageModel"].full_name
+
+# A front end only copies tiles: a pool of threads that wakes and spins for each copy takes the cores from
+# the engine and from gRPC (measured on 2 cores: 1.2 GiB/s of tiles with two threads, 1.9 with one).
+FRONT_END_THREADS = 1
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +153,7 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         CheckpointError, ValueError, OSError: it cannot start as configured.
         Unavailable: the engine did not start, or ended while requests were served.
     """
+    torch.set_num_threads(FRONT_END_THREADS)
     async with AsyncExitStack() as stack:
         checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
         # The engine before the server: gRPC complains about a process that forks after its threads run.

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+import uvloop
 from PIL import Image
 
 from deploy.bench.null_encoder import HIDDEN_SIZE, MAX_TILES, TILE_SIDE, TOKENS_PER_TILE
@@ -19,6 +20,7 @@ from llm_service.config import EncoderPoolConfig
 from llm_service.encode_stream import Picture, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
+from llm_service.servicer import FRONT_END_THREADS
 from llm_service.visual_memory import VisualMemory
 from protos.checkpoint import open_checkpoint
 from protos.errors import ServingError
@@ -35,6 +37,7 @@ REQUIRED_RATIO = 0.3
 def run(checkpoint: Path, rounds: int = ROUNDS, streams_per_round: int = STREAMS_PER_ROUND) -> bool:
     """Print the ratio; True when it reaches what the project promises."""
     tune_malloc()
+    torch.set_num_threads(FRONT_END_THREADS)
     encoder = subprocess.Popen(
         [sys.executable, "-m", "deploy.bench.null_encoder", str(checkpoint)],
         stdin=subprocess.PIPE,
@@ -43,7 +46,7 @@ def run(checkpoint: Path, rounds: int = ROUNDS, streams_per_round: int = STREAMS
     assert encoder.stdin is not None and encoder.stdout is not None
     port = int(encoder.stdout.readline())
     try:
-        raw, encode = asyncio.run(_measure(checkpoint, port, rounds, streams_per_round))
+        raw, encode = uvloop.run(_measure(checkpoint, port, rounds, streams_per_round))
     finally:
         encoder.stdin.close()
         encoder.wait(30)
