@@ -170,7 +170,7 @@ def _detached(tile: torch.Tensor) -> torch.Tensor:
 
     By numpy, on this thread: torch would wake its pool, whose spinning costs others more than it saves.
     """
-    return torch.from_numpy(tile.view(torch.uint8).numpy().copy()).view(tile.dtype)
+    return torch.from_numpy(tile.contiguous().view(torch.uint8).numpy().copy()).view(tile.dtype)
 
 
 def _settle(future: asyncio.Future[EncodedTile], result: EncodedTile | ServingError) -> None:

@@ -12,6 +12,7 @@ from protos.options import KEEPALIVE_TIME_MS, SHARED_OPTIONS
 
 # A restarted peer is found again within this time instead of gRPC's default of up to two minutes.
 MAX_RECONNECT_BACKOFF_MS = 1000
+CONNECT_TIMEOUT_MS = 5000
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def open_channel(target: str, tls: ClientTlsConfig | None = None) -> grpc.aio.Ch
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name the time that one attempt may take, TLS handshake included.
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ]

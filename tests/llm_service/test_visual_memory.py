@@ -78,4 +78,4 @@ def test_closing_lets_the_descriptors_go_but_not_the_rows_in_use():
     assert rows.sum() == 6
     del rows
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == num_fds
+    assert len(os.listdir("/proc/self/fd")) <= num_fds  # what earlier tests held may have gone meanwhile
