@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -66,11 +66,13 @@ _MAX_PNG_CHUNKS = 1 << 16
 class ImageLimits:
     """What a picture may cost, checked before any pixel is decoded."""
 
-    max_bytes: int = 20 << 20  # compressed
-    max_side: int = 16_384  # pixels
-    max_pixels: int = 64_000_000
-    min_side: int = 2  # pixels
-    max_aspect_ratio: float = 200.0  # longer side / shorter side
+    max_bytes: int = field(default=20 << 20, metadata={"help": "most bytes of one picture's file"})
+    max_side: int = field(default=16_384, metadata={"help": "most pixels of a picture's longer side"})
+    max_pixels: int = field(default=64_000_000, metadata={"help": "most pixels of one picture"})
+    min_side: int = field(default=2, metadata={"help": "fewest pixels of a picture's shorter side"})
+    max_aspect_ratio: float = field(
+        default=200.0, metadata={"help": "most that the longer side may be of the shorter one"}
+    )
 
 
 @dataclass(frozen=True)

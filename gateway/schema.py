@@ -89,7 +89,7 @@ _PART_TAGS = {
 
 
 def _part_tag(value: Any) -> str | None:
-    """Tags start with '#', so that `invalid` can leave them out of the paths it reports."""
+    """Tags start with '#', so that parsing.py can leave them out of the paths it reports."""
     if not isinstance(value, Mapping):
         return "#text"
     if "type" in value:

@@ -262,4 +262,4 @@ def _refusal(message: RequestRefused) -> ServingError:
 
 
 def _gone() -> Unavailable:
-    return Unavailable("the engine is not running; it is being restarted", retry_after_s=RETRY_AFTER_S)
+    return Unavailable("the engine is not running", retry_after_s=RETRY_AFTER_S)

@@ -82,7 +82,6 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.token_ids = list(group.prompt_token_ids)
         self.output_token_ids: list[int] = []
-        self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0  # tokens whose keys and values are in the cache
         self.num_cached_tokens = 0  # of the prompt, read from the prefix cache at first admission
         self.block_table: list[int] = []

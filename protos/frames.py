@@ -1,4 +1,4 @@
-"""Serialisers of the two payload-carrying messages that avoid most of protobuf's copies.
+"""Serialisers of EncodeResponse, whose tiles are the large payload, that avoid most of protobuf's copies.
 
 They emit and read exactly protobuf's bytes, so every other language keeps its generated client.  A Tile's
 payload is its last field: the message is header bytes joined with the payload (one copy), and on arrival

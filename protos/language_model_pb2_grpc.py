@@ -62,7 +62,8 @@ class LanguageModelServicer(object):
     def Generate(self, request, context):
         """Answers one conversation.  Order of events: Started, (Delta | Finished of each choice)..., Usage.
         A refusal is a gRPC status: INVALID_ARGUMENT with google.rpc.BadRequest naming the field,
-        RESOURCE_EXHAUSTED with google.rpc.RetryInfo when the queue is full, UNAVAILABLE when no encoder answers.
+        RESOURCE_EXHAUSTED with google.rpc.RetryInfo when the queue is full, UNAVAILABLE when no encoder answers,
+        FAILED_PRECONDITION when the encoders hold another checkpoint, DEADLINE_EXCEEDED, or INTERNAL for a bug.
         Every status carries google.rpc.ErrorInfo{reason, domain "tessera"}.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

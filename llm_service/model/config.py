@@ -30,7 +30,6 @@ class DecoderConfig:
     qk_norm: bool  # RMSNorm on each head of q and k before RoPE
     rope: RopeConfig
     max_position_embeddings: int  # the longest context served
-    eos_token_ids: tuple[int, ...]  # of the config; generation_config.json and templates may know more
     packed_qkv: bool = False  # stored as InternLM2's wqkv, under InternLM2's names
 
     @classmethod
@@ -121,13 +120,8 @@ class _Section:
             qk_norm=qk_norm,
             rope=self._rope(values["max_position_embeddings"]),
             max_position_embeddings=values["max_position_embeddings"],
-            eos_token_ids=self._eos_token_ids(),
             packed_qkv=packed_qkv,
         )
-
-    def _eos_token_ids(self) -> tuple[int, ...]:
-        ids = self.get("eos_token_id", ())
-        return (ids,) if isinstance(ids, int) else tuple(ids)
 
     def _rope(self, max_positions: int) -> RopeConfig:
         """Both spellings: rope_theta beside rope_scaling, and transformers 5's rope_parameters."""

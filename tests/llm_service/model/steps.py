@@ -32,7 +32,6 @@ QWEN3_8B = DecoderConfig(
     qk_norm=True,
     rope=RopeConfig(1e6),
     max_position_embeddings=40960,
-    eos_token_ids=(151645,),
 )
 
 

@@ -32,13 +32,12 @@ def test_internvl3_1b_keeps_bias_and_caps_dynamic_rope_at_its_context():
             rope_theta=1e6,
             rope_scaling={"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
             max_position_embeddings=32768,
-            eos_token_id=151643,
         )
     )
     assert (config.head_dim, config.num_kv_heads, config.vocab_size) == (64, 2, 151674)
     assert config.qkv_bias and not (config.o_bias or config.qk_norm or config.packed_qkv)
     assert config.rope == RopeConfig(1e6, "dynamic") and config.max_position_embeddings == 32768
-    assert config.eos_token_ids == (151643,) and not config.tie_word_embeddings
+    assert not config.tie_word_embeddings
 
 
 def test_qwen3_has_its_own_head_dim_and_norms_without_bias():
@@ -68,10 +67,6 @@ def test_hf_ties_unless_told_otherwise_and_the_original_only_if_told():
     assert not config_of({"model_type": "qwen2"}, untied, CheckpointFormat.HF).tie_word_embeddings
     assert not config_of(chat("Qwen2ForCausalLM")).tie_word_embeddings
     assert config_of(chat("Qwen2ForCausalLM", tie_word_embeddings=True)).tie_word_embeddings
-
-
-def test_several_end_tokens_are_kept():
-    assert config_of(chat("LlamaForCausalLM", eos_token_id=[1, 2])).eos_token_ids == (1, 2)
 
 
 @pytest.mark.parametrize(
