@@ -51,7 +51,7 @@ class ChatCompletions:
     async def create(self, request: Request) -> Response:
         timer = AnswerTimer(self._metrics)
         config = self._config
-        body = await read_json_body(request, config.max_body_bytes, config.request_timeout_s)
+        body = await read_json_body(request, config.max_body_bytes, config.body_timeout_s)
         chat = parse_request(body, ChatCompletionRequest)
         self._note_unknown(chat)
         model = await self._client.model()

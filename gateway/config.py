@@ -19,6 +19,9 @@ class GatewayConfig:
     max_body_bytes: int = field(default=64 << 20, metadata={"help": "largest request body, bytes"})
     max_images: int = field(default=32, metadata={"help": "most pictures of one request"})
     request_timeout_s: float = field(default=600.0, metadata={"help": "seconds that one request may take"})
+    body_timeout_s: float = field(
+        default=60.0, metadata={"help": "seconds that a client has to send its request body"}
+    )
     model_timeout_s: float = field(
         default=2.0, metadata={"help": "seconds that a language-model service has to say what it serves"}
     )
@@ -34,7 +37,14 @@ class GatewayConfig:
             raise ValueError(f"port must be 0..65535, got {self.port}")
         if not self.llm or not all(self.llm):
             raise ValueError(f"llm must name at least one service and no empty one, got {self.llm}")
-        for name in ("max_body_bytes", "max_images", "request_timeout_s", "model_timeout_s", "keepalive_s"):
+        for name in (
+            "max_body_bytes",
+            "max_images",
+            "request_timeout_s",
+            "body_timeout_s",
+            "model_timeout_s",
+            "keepalive_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if self.shutdown_grace_s < 0:

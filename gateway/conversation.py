@@ -130,17 +130,19 @@ async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget
 
 
 def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None, int | None]:
-    """(min_tiles, max_tiles): explicit numbers win over `detail`; None is the checkpoint's default."""
+    """(min_tiles, max_tiles): explicit numbers win over `detail`; None is the checkpoint's default.
+
+    "high" and "original" are that default too: it is the most tiles that the model was trained with.
+    """
     lowest, highest = image.min_dynamic_patch, image.max_dynamic_patch
-    if highest is not None and limits.max_tiles and highest > limits.max_tiles:
-        raise RequestError(
-            f"Invalid value for '{param}.max_dynamic_patch': must be at most {limits.max_tiles}.",
-            param=f"{param}.max_dynamic_patch",
-        )
+    for name, value in (("max_dynamic_patch", highest), ("min_dynamic_patch", lowest)):
+        if value is not None and limits.max_tiles and value > limits.max_tiles:
+            raise RequestError(
+                f"Invalid value for '{param}.{name}': must be at most {limits.max_tiles}.",
+                param=f"{param}.{name}",
+            )
     if image.detail == "low":
         lowest, highest = lowest or 1, highest or max(lowest or 1, 1)
-    elif image.detail in ("high", "original"):
-        highest = highest or limits.max_tiles or None
     if lowest is not None and highest is not None and lowest > highest:
         raise RequestError(
             f"Invalid value for '{param}.min_dynamic_patch': must be at most the most tiles, {highest}.",

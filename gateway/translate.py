@@ -130,7 +130,9 @@ def event_from_proto(message: language_model_pb2.GenerateResponse) -> Event:
     if kind == "started":
         return Started(message.started.prompt_tokens)
     if kind == "finished":
-        return Finished(message.finished.index, _FINISH_REASONS.get(message.finished.reason, "stop"))
+        if message.finished.reason not in _FINISH_REASONS:
+            raise ModelError("the language model ended for a reason that this gateway does not know")
+        return Finished(message.finished.index, _FINISH_REASONS[message.finished.reason])
     if kind == "usage":
         usage = message.usage
         return Usage(

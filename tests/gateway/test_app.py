@@ -97,7 +97,7 @@ async def test_a_huge_body_reaches_the_official_client_as_413() -> None:
 
 
 async def test_a_body_that_never_ends_is_given_up() -> None:
-    async with gateway_before(config=GatewayConfig(request_timeout_s=0.2)) as gateway:
+    async with gateway_before(config=GatewayConfig(body_timeout_s=0.2)) as gateway:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
         async with asyncio.timeout(2):
