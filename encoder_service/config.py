@@ -33,6 +33,9 @@ class EncoderConfig:
     upload_timeout_s: float = field(
         default=30.0, metadata={"help": "seconds between two messages of a stream's upload"}
     )
+    idle_timeout_s: float = field(
+        default=120.0, metadata={"help": "seconds that a stream with no tile to come may grant none"}
+    )
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 
     def __post_init__(self) -> None:
@@ -48,6 +51,7 @@ class EncoderConfig:
             "max_batch_tiles",
             "decode_workers",
             "pixel_budget_mib",
+            "max_streams",
             "max_media",
             "max_stream_bytes",
             "max_tiles",
@@ -56,5 +60,6 @@ class EncoderConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.num_threads < 0:
             raise ValueError(f"num_threads must be >= 0, got {self.num_threads}")
-        if self.upload_timeout_s <= 0:
-            raise ValueError(f"upload_timeout_s must be > 0, got {self.upload_timeout_s}")
+        for name in ("upload_timeout_s", "idle_timeout_s"):
+            if not getattr(self, name) > 0:  # NaN is not
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")

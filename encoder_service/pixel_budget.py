@@ -1,6 +1,6 @@
 """Decoded pictures of all streams within one byte budget; idle ones make room for wanted ones.
 
-Knows nothing about formats and tiles: a picture is whatever `open_picture` returns, with a cost in bytes.
+Knows nothing about formats and tiles: a picture is whatever `open_picture` returns, with its costs in bytes.
 """
 
 from __future__ import annotations
@@ -49,13 +49,18 @@ class PixelBudget:
 
     @asynccontextmanager
     async def use(
-        self, key: PictureKey, num_bytes: int, open_picture: Callable[[], Awaitable[TileCutter]]
+        self,
+        key: PictureKey,
+        peak_bytes: int,
+        held_bytes: int,
+        open_picture: Callable[[], Awaitable[TileCutter]],
     ) -> AsyncIterator[TileCutter]:
         """The decoded picture, busy until the block ends.  One user a key at a time.
 
-        A picture above the whole budget is let in when nothing else is decoded.
+        It counts as the larger of both while it is opened and as `held_bytes` afterwards.  A picture above
+        the whole budget is let in when nothing else is decoded.
         """
-        held = self._held.get(key) or await self._open(key, min(num_bytes, self._max_bytes), open_picture)
+        held = self._held.get(key) or await self._open(key, peak_bytes, held_bytes, open_picture)
         held.is_busy = True
         self._held.move_to_end(key)
         try:
@@ -71,15 +76,22 @@ class PixelBudget:
             self._release(self._held.pop(key).num_bytes)
 
     async def _open(
-        self, key: PictureKey, num_bytes: int, open_picture: Callable[[], Awaitable[TileCutter]]
+        self,
+        key: PictureKey,
+        peak_bytes: int,
+        held_bytes: int,
+        open_picture: Callable[[], Awaitable[TileCutter]],
     ) -> _Held:
-        await self._reserve(num_bytes)
+        held_bytes = min(held_bytes, self._max_bytes)
+        peak_bytes = min(max(peak_bytes, held_bytes), self._max_bytes)
+        await self._reserve(peak_bytes)
         try:
             cutter = await open_picture()
         except BaseException:
-            self._release(num_bytes)
+            self._release(peak_bytes)
             raise
-        self._held[key] = _Held(cutter, num_bytes, is_busy=True)
+        self._held[key] = _Held(cutter, held_bytes, is_busy=True)
+        self._release(peak_bytes - held_bytes)
         return self._held[key]
 
     async def _reserve(self, num_bytes: int) -> None:

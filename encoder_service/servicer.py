@@ -62,7 +62,13 @@ class Vision(Protocol):
 
 
 class EncoderServicer:
-    """Encode, GetModel."""
+    """Encode, GetModel.
+
+    A stream ends when its upload stalls and when it has no tile to come and grants none for
+    `idle_timeout_s`. A client that stays connected and does not read is not covered: grpc.aio blocks inside
+    the `yield` of an event, in flow control, where no deadline of ours runs. Such a stream keeps its place
+    among `max_streams` and what is cut ahead until its client or its connection goes.
+    """
 
     def __init__(self, config: EncoderConfig, base: FingerprintBase, vision: Vision) -> None:
         self._config = config
@@ -89,6 +95,7 @@ class EncoderServicer:
         metrics.TILES_QUEUED.set_function(lambda: self._batcher.tiles_queued)
         metrics.FORWARDS.set_function(lambda: self._batcher.forwards_done)
         metrics.STREAMS_OPEN.set_function(lambda: self._streams_open)
+        metrics.PIXEL_BYTES.set_function(lambda: self._workers.pixels.used_bytes)
 
     def close(self) -> None:
         self._batcher.close()
@@ -220,6 +227,7 @@ class EncoderServicer:
             data=data,
             width=header.width,
             height=header.height,
+            decode_bytes=header.decode_bytes,
             plan=plan_tiles(header.width, header.height, options, self._preprocessing.image_size),
             content_hash=content_hash(
                 data, options.min_tiles, options.max_tiles, options.use_thumbnail, self._fingerprint
@@ -249,11 +257,18 @@ class EncoderServicer:
             raise DeadlineExceeded("the stream's upload stalled") from None
 
     async def _next_event(self, tiles: TileStream) -> EncodeEvent | None:
-        """The next tile, a heartbeat when none came for a while, None at the end."""
+        """The next tile, a heartbeat when none came for a while, None at the end.
+
+        Raises:
+            DeadlineExceeded: the client has all that it granted and grants no more.
+        """
         try:
             async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
                 finished = await tiles.next_tile()
         except TimeoutError:
+            if tiles.idle_s > self._config.idle_timeout_s:
+                limit = self._config.idle_timeout_s
+                raise DeadlineExceeded(f"no tile was granted for {limit:g} s", field="grant") from None
             return self._heartbeat()
         return None if finished is None else _tile(finished)
 

@@ -18,7 +18,9 @@ from encoder_service.media import ImageLimits, decode_image
 from encoder_service.pixel_budget import PixelBudget
 from encoder_service.tiling import TileCutter, TilePlan
 
-RGB_BYTES = 3
+# Per pixel: Pillow pads RGB to 4 bytes; a canvas is resized, copied row by row and joined to an array of 3.
+PICTURE_BYTES = 4
+CANVAS_BYTES = 4 + 3 + 3
 # Tiles cut ahead of what the client has taken, in batches: one is computed while the next is prepared.
 BATCHES_AHEAD = 2
 
@@ -32,6 +34,7 @@ class Medium:
     data: bytes
     width: int  # pixels, after EXIF rotation
     height: int  # pixels, after EXIF rotation
+    decode_bytes: int
     plan: TilePlan
     content_hash: bytes
 
@@ -95,6 +98,8 @@ class TileStream:
         self._priority = priority
         self._granted: deque[GrantedTile] = deque()
         self._submitted: deque[tuple[GrantedTile, asyncio.Future[EncodedTile]]] = deque()
+        self._num_outstanding = 0  # granted and not yet taken
+        self._active_at = time.monotonic()  # a tile was last granted or taken
         self._is_complete = False
         self._failure: Exception | None = None
         self._has_work = asyncio.Event()  # for the pump: more grants, more room, or the end of both
@@ -107,8 +112,15 @@ class TileStream:
         """Tiles granted and not yet cut."""
         return len(self._granted)
 
+    @property
+    def idle_s(self) -> float:
+        """How long the consumer has had every granted tile and has granted no other."""
+        return 0.0 if self._num_outstanding or self._is_complete else time.monotonic() - self._active_at
+
     def grant(self, tiles: Sequence[GrantedTile]) -> None:
         self._granted.extend(tiles)
+        self._num_outstanding += len(tiles)
+        self._active_at = time.monotonic()
         self._has_work.set()
 
     def end_grants(self) -> None:
@@ -140,6 +152,8 @@ class TileStream:
         encoded = future.result()
         self.timings.queue_ns += encoded.queue_ns
         self.timings.encode_ns += encoded.encode_ns
+        self._num_outstanding -= 1
+        self._active_at = time.monotonic()
         return FinishedTile(granted, encoded.embeds)
 
     async def close(self) -> None:
@@ -196,7 +210,9 @@ class TileStream:
         medium = self._media[index]
         open_picture = partial(self._decode, index)
         key = (self._stream_id, index)
-        async with self._workers.pixels.use(key, self._cost(medium), open_picture) as cutter:
+        async with self._workers.pixels.use(
+            key, medium.decode_bytes, self._held_bytes(medium), open_picture
+        ) as cutter:
             start = time.monotonic_ns()
             pixels = await self._workers.in_thread(partial(cutter.cut, tiles))
             self.timings.tile_ns += time.monotonic_ns() - start
@@ -211,7 +227,9 @@ class TileStream:
         self.timings.decode_ns += time.monotonic_ns() - start
         return TileCutter(image, medium.plan, workers.image_size)
 
-    def _cost(self, medium: Medium) -> int:
-        """Bytes of the picture and of its resized canvas."""
-        canvas = medium.plan.columns * medium.plan.rows * self._workers.image_size**2
-        return (medium.width * medium.height + canvas) * RGB_BYTES
+    def _held_bytes(self, medium: Medium) -> int:
+        """Of the decoded picture and of making its canvas, which Pillow resizes in width first."""
+        canvas_width = medium.plan.columns * self._workers.image_size
+        canvas_height = medium.plan.rows * self._workers.image_size
+        picture = (medium.width + canvas_width) * medium.height * PICTURE_BYTES
+        return picture + canvas_width * canvas_height * CANVAS_BYTES

@@ -102,13 +102,6 @@ class TileCutter:
         return np.asarray(self._image.resize(size, Image.Resampling.BICUBIC))
 
 
-def cut_tiles(
-    image: Image.Image, plan: TilePlan, image_size: int, tiles: Sequence[int] | None = None
-) -> torch.Tensor:
-    """All tiles of an RGB picture, or those of these indices: uint8 [tiles, 3, image_size, image_size]."""
-    return TileCutter(image, plan, image_size).cut(range(plan.num_tiles) if tiles is None else tiles)
-
-
 def normalize(
     tiles: torch.Tensor,
     mean: tuple[float, float, float],

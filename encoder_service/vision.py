@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -10,7 +12,7 @@ from encoder_service.model.internvit import InternViT
 from encoder_service.model.projector import Projector
 from encoder_service.model.weights import fill_with_random_weights, load_vision_weights
 from encoder_service.tiling import normalize
-from protos.checkpoint import Checkpoint, CheckpointError
+from protos.checkpoint import Checkpoint
 from protos.preprocessing import Preprocessing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -99,12 +101,19 @@ class VisionEncoder:
 
 
 def resolve_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
-    """The compute dtype by name; "auto" is what config.json calls `dtype` or, before 5.0, `torch_dtype`."""
+    """The compute dtype by name.
+
+    "auto" is what config.json calls `dtype` or, before 5.0, `torch_dtype`, at its top or of one of its
+    parts; else bfloat16, as for the language model.
+    """
     if dtype != "auto":
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
-    stated = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    if stated not in DTYPES:
-        raise CheckpointError(f"config.json: torch_dtype {stated!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[stated]
+    config = checkpoint.config
+    parts = (config.get(key) for key in ("vision_config", "text_config", "llm_config"))
+    for section in (config, *(part for part in parts if isinstance(part, Mapping))):
+        stated = section.get("torch_dtype") or section.get("dtype")
+        if stated in DTYPES:
+            return DTYPES[stated]
+    return torch.bfloat16

@@ -5,6 +5,7 @@ Knows names and shapes; knows nothing about what the model computes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -132,9 +133,10 @@ def _is_beyond_selected_layer(destination: Destination, config: VisionConfig) ->
 
 
 def _fit_position_embedding(name: str, stored: torch.Tensor, config: VisionConfig) -> torch.Tensor:
-    if stored.shape[1] == 1 + config.grid_size**2:
+    num_patches = stored.shape[1] - 1 if stored.ndim == 3 else -1
+    if num_patches == config.grid_size**2:
         return stored
-    if stored.ndim != 3 or round((stored.shape[1] - 1) ** 0.5) ** 2 != stored.shape[1] - 1:
+    if num_patches < 1 or math.isqrt(num_patches) ** 2 != num_patches:
         raise CheckpointError(f"tensor {name} of shape {list(stored.shape)} is not a square grid and CLS")
     return interpolate_position_embedding(stored, config.grid_size)
 

@@ -28,11 +28,14 @@ def test_every_setting_of_its_own_says_what_it_is() -> None:
         ({"max_batch_tiles": 0}, r"max_batch_tiles must be >= 1, got 0"),
         ({"decode_workers": 0}, r"decode_workers must be >= 1, got 0"),
         ({"pixel_budget_mib": -1}, r"pixel_budget_mib must be >= 1, got -1"),
+        ({"max_streams": -5}, r"max_streams must be >= 1, got -5"),
         ({"max_media": 0}, r"max_media must be >= 1, got 0"),
         ({"max_stream_bytes": 0}, r"max_stream_bytes must be >= 1, got 0"),
         ({"max_tiles": 0}, r"max_tiles must be >= 1, got 0"),
         ({"num_threads": -2}, r"num_threads must be >= 0, got -2"),
         ({"upload_timeout_s": 0.0}, r"upload_timeout_s must be > 0, got 0.0"),
+        ({"upload_timeout_s": float("nan")}, r"upload_timeout_s must be > 0, got nan"),
+        ({"idle_timeout_s": -1.0}, r"idle_timeout_s must be > 0, got -1.0"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name_and_value(values: dict[str, Any], message: str) -> None:

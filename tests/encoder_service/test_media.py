@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from encoder_service.media import ImageHeader, ImageLimits, decode_image, read_header
+from encoder_service.media import ImageLimits, decode_image, read_header
 from protos.errors import InvalidRequest
 
 LIMITS = ImageLimits()
@@ -45,11 +45,11 @@ def by_pillow(data: bytes) -> np.ndarray:
 
 
 def refusal(data: bytes, limits: ImageLimits = LIMITS, header_only: bool = True) -> str:
-    """Message of the refusal, which names the field; the header suffices for it unless said otherwise."""
+    """Message of the refusal, whose field is the picture's; the header suffices unless said otherwise."""
     with pytest.raises(InvalidRequest) as caught:
         (read_header if header_only else decode_image)(data, limits, FIELD)
     assert caught.value.field == FIELD
-    assert FIELD in caught.value.message
+    assert FIELD not in caught.value.message  # a client may know the picture under another name
     return caught.value.message
 
 
@@ -92,7 +92,8 @@ def test_opaque_pictures_are_pixel_identical_to_pillows_conversion(name) -> None
 @pytest.mark.parametrize("name", RGB_FILES)
 def test_the_format_is_that_of_the_content(name) -> None:
     kind = "JPEG" if name == "MPO" else name.split()[-1]
-    assert read_header(RGB_FILES[name], LIMITS, FIELD) == ImageHeader(kind, 37, 23)
+    header = read_header(RGB_FILES[name], LIMITS, FIELD)
+    assert (header.format, header.width, header.height) == (kind, 37, 23)
 
 
 def test_a_memoryview_is_read_like_bytes() -> None:
@@ -410,21 +411,25 @@ def test_bombs_of_other_formats_are_refused_by_our_limit(make) -> None:
     assert "pixels are decoded" in message or "each side may be at most 16384 pixels" in message
 
 
-def test_a_tiff_of_huge_tiles_is_refused() -> None:
+def tiff_of_tiles(side: int) -> bytes:
+    """The directory of 64 x 64 pixels in one tile of that side."""
     entries = [
         (256, 64),
         (257, 64),
         (258, 8),
         (259, 8),
         (262, 1),
-        (322, 65_536),
-        (323, 65_536),
+        (322, side),
+        (323, side),
         (324, 8),
         (325, 8),
     ]
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
-    data = b"II*\x00" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
-    assert "TIFF tiles of 65536 x 65536" in refusal(data)
+    return b"II*\x00" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)
+
+
+def test_a_tiff_of_huge_tiles_is_refused() -> None:
+    assert "TIFF tiles of 65536 x 65536" in refusal(tiff_of_tiles(65_536))
 
 
 def test_metadata_bombs_are_refused() -> None:
@@ -445,6 +450,96 @@ def test_ordinary_metadata_is_accepted() -> None:
 def test_too_many_bytes_are_refused_before_they_are_looked_at() -> None:
     message = refusal(b"not even a picture" * 10, ImageLimits(max_bytes=100))
     assert "180 bytes" in message and "100" in message
+
+
+def with_last_scan_repeated(data: bytes, times: int) -> bytes:
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * times + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    """300 copies of a flat 8000 x 8000 picture's last scan take 12 s."""
+    progressive = RGB_FILES["progressive JPEG"]
+    assert progressive.count(b"\xff\xda") == 10
+    assert decoded(with_last_scan_repeated(progressive, 54)).shape == (23, 37, 3)
+    assert "more than 64 JPEG scans" in refusal(with_last_scan_repeated(progressive, 55))
+
+
+def test_scans_hidden_behind_a_reserved_marker_are_counted() -> None:
+    """libjpeg passes over a reserved marker without a length where it looks for a restart."""
+    data = with_last_scan_repeated(RGB_FILES["progressive JPEG"], 300)
+    at = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    assert "JPEG scans" in refusal(data[:at] + b"\xff\x02\xff\xff" + data[at:])
+
+
+def test_scans_of_other_pictures_in_the_file_do_not_count() -> None:
+    """A thumbnail within the metadata, and what cameras append, such as a short film."""
+    plain = encoded(picture(), "JPEG")
+    thumbnail = b"\xff\xe2" + struct.pack(">H", 202) + b"\xff\xda" * 100
+    data = plain[:2] + thumbnail + plain[2:] + b"\xff\xda" * 100
+    assert np.array_equal(decoded(data), decoded(plain))
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [b"\xff\xff", b"\xff\x00", b"\xff\xd0", b"\x00\x00", b"\xff\x02", b"\xff\xfe\x00\x02", b"\xff\xd8"],
+)
+def test_looking_for_scans_is_fast_whatever_the_bytes(filler) -> None:
+    data = RGB_FILES["progressive JPEG"][:-2]
+    data += filler * ((LIMITS.max_bytes - len(data)) // len(filler))
+    started = time.perf_counter()
+    try:
+        read_header(data, LIMITS, FIELD)
+    except InvalidRequest as error:
+        assert "JPEG segments" in error.message
+    assert time.perf_counter() - started < 2
+
+
+@pytest.mark.parametrize("filler", [b"\xff\xff", b"\xff\x00", b"\xff\xd0", b"\xff\xfe\x00\x02"])
+@pytest.mark.parametrize("has_scans", [False, True])
+def test_a_jpeg_that_begins_with_filling_is_refused_at_once(filler, has_scans) -> None:
+    progressive = RGB_FILES["progressive JPEG"]
+    filling = filler * ((LIMITS.max_bytes - len(progressive)) // len(filler))
+    started = time.perf_counter()
+    message = refusal(progressive[:2] + filling + (progressive[2:] if has_scans else b""))
+    assert "corrupt" in message or "JPEG segments" in message
+    assert time.perf_counter() - started < 1
+
+
+def test_decoding_is_charged_per_pixel_and_higher_for_webp() -> None:
+    """Above what Pillow takes: a picture, its copy as RGB and the turned copy, 4 bytes a pixel each."""
+    charged = {name: read_header(data, LIMITS, FIELD).decode_bytes for name, data in RGB_FILES.items()}
+    assert charged["JPEG"] == charged["PNG"] > 3 * 4 * 37 * 23
+    assert charged["WEBP"] == charged["lossless WEBP"] > 5 * 4 * 37 * 23
+
+
+def test_the_tile_of_a_tiff_is_charged_though_the_picture_is_small() -> None:
+    tiled = tiff_of_tiles(2048)
+    assert read_header(tiled, LIMITS, FIELD).decode_bytes > 4 * 2048 * 2048
+
+
+def test_every_alpha_over_every_color_is_composited_as_pillow_does() -> None:
+    shade, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    rgba = Image.fromarray(np.stack((shade, 255 - shade, shade, alpha), axis=-1).astype(np.uint8))
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    expected = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    assert np.array_equal(decoded(encoded(rgba, "PNG")), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_bytes": -1}, "max_bytes must be >= 1, got -1"),
+        ({"max_side": 0}, "max_side must be >= 1, got 0"),
+        ({"max_pixels": 0}, "max_pixels must be >= 1, got 0"),
+        ({"min_side": 0}, "min_side must be >= 1, got 0"),
+        ({"max_aspect_ratio": float("nan")}, "max_aspect_ratio must be >= 1, got nan"),
+        ({"max_aspect_ratio": 0.5}, "max_aspect_ratio must be >= 1, got 0.5"),
+    ],
+)
+def test_a_limit_that_no_picture_can_keep_is_refused(values, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageLimits(**values)
 
 
 def test_limits_hold_for_the_upright_picture_too() -> None:

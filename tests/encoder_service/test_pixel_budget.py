@@ -39,7 +39,9 @@ class User:
 
     async def use(self) -> None:
         name = str(self.stream)
-        async with self.budget.use((self.stream, 0), self.num_bytes, self.decoder.opens(name)) as cutter:
+        async with self.budget.use(
+            (self.stream, 0), self.num_bytes, self.num_bytes, self.decoder.opens(name)
+        ) as cutter:
             assert cutter is CUTTER
             self.is_using = True
             await self.stop.wait()
@@ -158,13 +160,42 @@ async def test_a_waiter_cancelled_together_with_the_release_leaves_nothing() -> 
         await use_once(budget, 3, 100, decoder)
 
 
+@pytest.mark.parametrize(
+    ("peak_bytes", "held_bytes", "while_opened", "afterwards"),
+    [(90, 30, 90, 30), (20, 40, 40, 40), (500, 40, 100, 40), (500, 300, 100, 100)],
+)
+async def test_a_picture_costs_its_peak_while_opened_and_then_what_it_holds(
+    peak_bytes: int, held_bytes: int, while_opened: int, afterwards: int
+) -> None:
+    budget, used = PixelBudget(100), []
+
+    async def open_picture() -> TileCutter:
+        used.append(budget.used_bytes)
+        return CUTTER
+
+    async with budget.use((1, 0), peak_bytes, held_bytes, open_picture):
+        used.append(budget.used_bytes)
+    assert used == [while_opened, afterwards]
+    budget.forget(1)
+    assert budget.used_bytes == 0
+
+
+async def test_what_only_opening_took_lets_the_next_picture_in() -> None:
+    budget, decoder = PixelBudget(100), Decoder()
+    async with budget.use((1, 0), 100, 40, decoder.opens("1")):
+        second = User(budget, 2, 60, decoder)
+        await settle()
+        assert second.is_using
+        await second.end()
+
+
 async def test_a_picture_that_cannot_be_opened_costs_nothing() -> None:
     async def fail() -> TileCutter:
         raise ValueError("corrupt")
 
     budget, decoder = PixelBudget(100), Decoder()
     with pytest.raises(ValueError, match="corrupt"):
-        async with budget.use((1, 0), 100, fail):
+        async with budget.use((1, 0), 100, 100, fail):
             raise AssertionError("not reached")
     assert budget.used_bytes == 0
     await use_once(budget, 2, 100, decoder)
@@ -178,7 +209,7 @@ async def test_cancelling_while_a_picture_is_opened_gives_its_bytes_to_the_next(
         raise AssertionError("not reached")
 
     async def use_it() -> None:
-        async with budget.use((1, 0), 100, never):
+        async with budget.use((1, 0), 100, 100, never):
             raise AssertionError("not reached")
 
     opening = asyncio.create_task(use_it())
@@ -194,7 +225,7 @@ async def test_cancelling_while_a_picture_is_opened_gives_its_bytes_to_the_next(
 async def test_an_error_of_the_user_leaves_the_picture_idle() -> None:
     budget, decoder = PixelBudget(100), Decoder()
     with pytest.raises(KeyError):
-        async with budget.use((1, 0), 100, decoder.opens("1")):
+        async with budget.use((1, 0), 100, 100, decoder.opens("1")):
             raise KeyError
     await use_once(budget, 2, 100, decoder)
     assert decoder.opened == ["1", "2"]

@@ -15,9 +15,10 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import REGISTRY
 
 from encoder_service.media import ImageLimits, decode_image
-from encoder_service.tiling import TilingOptions, cut_tiles, plan_tiles
+from encoder_service.tiling import TileCutter, TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
 from protos import encoder_pb2, encoder_pb2_grpc, tensor_pb2
 from protos.channel import open_channel
@@ -160,6 +161,18 @@ class TestLayout:
         assert answer.payloads[:NUM_TILES] == answer.payloads[NUM_TILES:]
 
 
+class TestWatchLoad:
+    async def test_decoded_pictures_show_in_the_metrics(self, service: Service) -> None:
+        service.servicer.watch_load()
+        call = await start(service, [PICTURE], initial_credit=1)
+        await read_layout(call)
+        await Answer().read(call, 1)
+        held = REGISTRY.get_sample_value("tessera_encoder_pixel_bytes")
+        assert held == (await service.load())["pixel_bytes"] > 0
+        await finish(call)
+        assert REGISTRY.get_sample_value("tessera_encoder_pixel_bytes") == 0
+
+
 class TestTiles:
     async def test_are_what_the_tower_makes_of_the_pictures(self, checkpoint: Path) -> None:
         vision = VisionEncoder.load(open_checkpoint(str(checkpoint)), "cpu")
@@ -270,7 +283,8 @@ class TestTiles:
 
 def tiles_of(data: bytes) -> torch.Tensor:
     image = decode_image(data, ImageLimits(), "data")
-    return cut_tiles(image, plan_tiles(*image.size, TilingOptions(1, 12, True), SIDE), SIDE)
+    plan = plan_tiles(*image.size, TilingOptions(1, 12, True), SIDE)
+    return TileCutter(image, plan, SIDE).cut(range(plan.num_tiles))
 
 
 class TestDone:
@@ -515,6 +529,29 @@ class TestBadStreams:
             await send(call, ALL)
             assert len((await finish(call)).tiles) == NUM_TILES
 
+    async def test_a_stream_that_has_its_tiles_and_grants_no_more_has_a_deadline(
+        self, checkpoint: Path
+    ) -> None:
+        async with serving(checkpoint, ScriptedVision(), idle_timeout_s=0.3) as service:
+            call = await start(service, [PICTURE], initial_credit=1)
+            await read_layout(call)
+            await Answer().read(call, 1)
+            started = time.monotonic()
+            error = await refusal(call)
+            assert (type(error), error.field) == (DeadlineExceeded, "grant")
+            assert 0.2 < time.monotonic() - started < 2
+            await works(service)
+
+    async def test_a_slow_tower_is_no_idle_stream(self, checkpoint: Path) -> None:
+        vision = ScriptedVision()
+        async with serving(checkpoint, vision, idle_timeout_s=0.1) as service:
+            vision.gate.clear()
+            call = await start(service, [PICTURE], initial_credit=1)
+            await read_layout(call)
+            await heartbeat_seconds(call, 2, forwards_done=0, tiles_queued=0)
+            vision.gate.set()
+            assert (await finish(call)).tiles == [(0, 0)]
+
     async def test_a_failing_tower_fails_its_streams_only_and_tells_nothing(
         self, checkpoint: Path, may_log_errors: None
     ) -> None:
@@ -649,8 +686,8 @@ class TestManyStreams:
             assert len(answer.tiles) == 24 * NUM_TILES
 
     async def test_two_streams_share_a_budget_that_fits_one_picture(self, checkpoint: Path) -> None:
-        large = [gradient(seed, 700, 525) for seed in range(4)]  # 1.05 MiB of pixels, 1.3 with the canvas
-        config = {"pixel_budget_mib": 1, "max_batch_tiles": 2, "decode_workers": 2}
+        large = [gradient(seed, 700, 525) for seed in range(4)]  # 5 MiB while decoded
+        config = {"pixel_budget_mib": 6, "max_batch_tiles": 2, "decode_workers": 2}
         async with serving(checkpoint, ScriptedVision(), **config) as service:
             calls = [await start(service, large[at : at + 2], initial_credit=26) for at in (0, 2)]
             for call in calls:

@@ -61,7 +61,7 @@ async def parts() -> AsyncIterator[Bench]:
 def medium_of(data: bytes) -> Medium:
     header = read_header(data, ImageLimits(), "data")
     plan = plan_tiles(header.width, header.height, TilingOptions(1, 12, True), SIDE)
-    return Medium(data, header.width, header.height, plan, content_hash=b"")
+    return Medium(data, header.width, header.height, header.decode_bytes, plan, content_hash=b"")
 
 
 def tiles(medium: int, *numbers: int) -> list[GrantedTile]:
@@ -90,10 +90,40 @@ async def test_pictures_are_dropped_as_soon_as_their_last_tile_is_cut(parts: Ben
     stream = parts.stream(gradient())
     stream.grant(tiles(0, 0))
     assert await stream.next_tile() is not None
-    assert parts.workers.pixels.used_bytes == 2 * 3 * 4 * 3 * SIDE * SIDE  # the picture and its canvas
+    # The picture, as wide as its canvas, its rows resized in width, and the canvas in three forms.
+    assert parts.workers.pixels.used_bytes == (4 + 4 + 10) * 3 * 4 * SIDE * SIDE
     stream.end_grants()
     await until(lambda: parts.workers.pixels.used_bytes == 0)
     assert await stream.next_tile() is None
+    await stream.close()
+
+
+async def test_a_picture_counts_with_what_its_decoding_takes(parts: Bench) -> None:
+    """The only thread is taken, so decoding does not end."""
+    gate = threading.Event()
+    blocked = parts.workers.threads.submit(gate.wait)
+    large = gradient(width=40 * SIDE, height=30 * SIDE)
+    stream = parts.stream(large)
+    stream.grant(tiles(0, 0))
+    await until(lambda: parts.workers.pixels.used_bytes > 0)
+    decoding = parts.workers.pixels.used_bytes
+    assert decoding == read_header(large, ImageLimits(), "data").decode_bytes
+    gate.set()
+    await asyncio.wrap_future(blocked)
+    assert await stream.next_tile() is not None
+    assert 0 < parts.workers.pixels.used_bytes < decoding
+    await stream.close()
+
+
+async def test_a_stream_is_idle_while_all_its_tiles_are_taken_and_more_may_be_granted(parts: Bench) -> None:
+    stream = parts.stream(gradient())
+    await until(lambda: stream.idle_s > 0)
+    stream.grant(tiles(0, 0))
+    assert stream.idle_s == 0
+    assert await stream.next_tile() is not None
+    await until(lambda: stream.idle_s > 0)
+    stream.end_grants()
+    assert stream.idle_s == 0
     await stream.close()
 
 
@@ -220,7 +250,7 @@ async def test_a_cancelled_caller_waits_for_a_thread_that_has_begun(parts: Bench
 
 
 async def test_two_streams_alternate_over_a_budget_for_one_picture() -> None:
-    async with bench(budget_bytes=100_000) as parts:  # 56,448 bytes a picture
+    async with bench(budget_bytes=300_000) as parts:  # 169,344 bytes a picture
         streams = [parts.stream(gradient(0), gradient(1), stream_id=number) for number in range(2)]
         order = [*tiles(0, *range(13)), *tiles(1, *range(13)), *tiles(0, 3)]
         for stream in streams:

@@ -13,7 +13,6 @@ from encoder_service.tiling import (
     TilePlan,
     TilingOptions,
     choose_grid,
-    cut_tiles,
     normalize,
     plan_tiles,
 )
@@ -104,7 +103,7 @@ def test_tiles_are_pillows_resize_and_crop_bit_for_bit(size) -> None:
         expected.append(as_tile(canvas.crop((left, top, left + SIDE, top + SIDE))))
     if plan.has_thumbnail:
         expected.append(as_tile(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
-    tiles = cut_tiles(picture, plan, SIDE)
+    tiles = TileCutter(picture, plan, SIDE).cut(range(plan.num_tiles))
     assert tiles.dtype is torch.uint8 and tiles.is_contiguous()
     assert torch.equal(tiles, torch.stack(expected))
 
@@ -112,10 +111,11 @@ def test_tiles_are_pillows_resize_and_crop_bit_for_bit(size) -> None:
 def test_a_subset_comes_in_the_order_asked_and_equals_the_whole() -> None:
     picture = random_picture(400, 300)
     plan = plan_tiles(400, 300, options(12), SIDE)
-    whole = cut_tiles(picture, plan, SIDE)
+    cutter = TileCutter(picture, plan, SIDE)
+    whole = cutter.cut(range(plan.num_tiles))
     wanted = [plan.num_tiles - 1, 0, 5]
-    assert torch.equal(cut_tiles(picture, plan, SIDE, wanted), whole[wanted])
-    assert cut_tiles(picture, plan, SIDE, []).shape == (0, 3, SIDE, SIDE)
+    assert torch.equal(cutter.cut(wanted), whole[wanted])
+    assert cutter.cut([]).shape == (0, 3, SIDE, SIDE)
 
 
 def test_only_what_a_subset_needs_is_resized() -> None:

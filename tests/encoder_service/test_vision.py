@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from encoder_service.vision import VisionEncoder, resolve_dtype
-from protos.checkpoint import CheckpointError
 from tests.encoder_service.conftest import (
     IMAGE_SIZE,
     KINDS,
@@ -107,19 +106,23 @@ def test_bfloat16_stays_close_to_float32(references, write_checkpoint, kind) -> 
         ({"torch_dtype": "bfloat16", "dtype": None}, "auto", torch.bfloat16),
         ({"dtype": "float16"}, "auto", torch.float16),
         ({"dtype": "float16"}, "float32", torch.float32),
+        ({"dtype": None}, "auto", torch.bfloat16),
+        ({"dtype": "float8_e4m3fn"}, "auto", torch.bfloat16),
+        ({"dtype": None, "vision_config": {"dtype": "float16"}}, "auto", torch.float16),
+        ({"dtype": None, "text_config": {"dtype": "float32"}}, "auto", torch.float32),
+        ({"dtype": None, "llm_config": {"torch_dtype": "float16"}}, "auto", torch.float16),
     ],
 )
 def test_the_compute_dtype_is_the_checkpoints_unless_asked(
     references, write_checkpoint, stated, requested, expected
 ) -> None:
-    checkpoint = write_checkpoint(hf_config(references["300m"]) | stated, {})
+    unstated = {"vision_config": {}, "text_config": {}}
+    checkpoint = write_checkpoint(hf_config(references["300m"]) | unstated | stated, {})
     assert resolve_dtype(checkpoint, requested) is expected
 
 
 def test_unknown_dtypes_and_formats_are_refused(references, write_checkpoint) -> None:
-    checkpoint = write_checkpoint(hf_config(references["300m"], dtype="float8_e4m3fn"), {})
-    with pytest.raises(CheckpointError, match="float8_e4m3fn"):
-        VisionEncoder.load(checkpoint, "cpu")
+    checkpoint = write_checkpoint(hf_config(references["300m"]), {})
     with pytest.raises(ValueError, match="int8"):
         VisionEncoder.load(checkpoint, "cpu", dtype="int8")
     with pytest.raises(ValueError, match="gguf"):

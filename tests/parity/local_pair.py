@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from encoder_service.tiling import TilePlan, TilingOptions, cut_tiles, plan_tiles
+from encoder_service.tiling import TileCutter, TilePlan, TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
 from llm_service.attention.base import select_backend
 from llm_service.capacity import Capacity, plan_capacity
@@ -65,7 +65,9 @@ class LocalPair:
 
     def tiles(self, picture: Picture) -> torch.Tensor:
         """uint8 [num_tiles, 3, S, S]"""
-        return cut_tiles(picture.image, self.plan(picture), self.vision.preprocessing.image_size)
+        plan = self.plan(picture)
+        cutter = TileCutter(picture.image, plan, self.vision.preprocessing.image_size)
+        return cutter.cut(range(plan.num_tiles))
 
     def embeds(self, picture: Picture) -> torch.Tensor:
         """[num_tiles, tokens_per_tile, hidden_size]"""

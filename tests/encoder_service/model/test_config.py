@@ -89,6 +89,16 @@ def test_a_missing_fact_is_named(references, write_checkpoint, key) -> None:
         VisionConfig.from_checkpoint(write_checkpoint(config, {}))
 
 
+@pytest.mark.parametrize("make", [chat_config, hf_config])
+@pytest.mark.parametrize("section", ["absent", None, [], "vision"])
+def test_a_missing_vision_config_is_named(references, write_checkpoint, make, section) -> None:
+    config = make(references["300m"])
+    del config["vision_config"]
+    checkpoint = write_checkpoint(config if section == "absent" else config | {"vision_config": section}, {})
+    with pytest.raises(CheckpointError, match="vision_config is missing"):
+        VisionConfig.from_checkpoint(checkpoint)
+
+
 def changed(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     section = config
     *parents, key = path.split(".")

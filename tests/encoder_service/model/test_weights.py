@@ -107,6 +107,14 @@ def test_a_wrong_shape_is_named_with_both_shapes(references, write_checkpoint) -
         load(write_checkpoint(hf_config(references["300m"]), tensors))
 
 
+@pytest.mark.parametrize("shape", [(680,), (17, 40), (1, 19, 40), (1, 1, 40), (1, 0, 40), ()])
+def test_a_position_embedding_that_is_no_grid_is_named(references, write_checkpoint, shape) -> None:
+    name = "model.vision_tower.embeddings.position_embeddings"
+    tensors = hf_tensors(references["300m"]) | {name: torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=rf"{name} of shape {re.escape(str(list(shape)))}"):
+        load(write_checkpoint(hf_config(references["300m"]), tensors))
+
+
 def test_blocks_behind_the_selected_layer_are_neither_loaded_nor_unused(references, write_checkpoint) -> None:
     config = chat_config(references["6b"], select_layer=-2)
     model = load(write_checkpoint(config, chat_tensors(references["6b"])))

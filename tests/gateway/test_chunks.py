@@ -1,0 +1,83 @@
+"""What chunks of a stream say event by event; whole streams are in test_chat.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.chunks import ChunkEncoder
+from gateway.completion import Reply
+from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
+from protos.errors import ModelError
+
+
+def encoder_of(num_choices: int = 1, *, logprobs: bool = False, **options: bool) -> ChunkEncoder:
+    return ChunkEncoder(Reply("chatcmpl-1", 5, "m", num_choices, logprobs), **options)
+
+
+def chunks_of(encoder: ChunkEncoder, *events: Event) -> list[Any]:
+    text = b"".join(map(encoder.encode, events)).decode("ascii")
+    return [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n")[:-1]]
+
+
+def test_a_delta_without_text_says_nothing_but_its_tokens_count() -> None:
+    encoder = encoder_of(include_usage=True, usage_in_chunks=True)
+    assert chunks_of(encoder, Started(7), Delta(0, "", 2)) == []
+    *_, chunk = chunks_of(encoder, Delta(0, "a", 1))
+    assert (chunk["usage"]["prompt_tokens"], chunk["usage"]["completion_tokens"]) == (7, 3)
+
+
+def test_logprobs_of_a_delta_without_text_are_said() -> None:
+    token = TokenLogprob("", -0.5, b"\xf0")
+    _, chunk = chunks_of(encoder_of(logprobs=True), Delta(0, "", 1, (token,)))
+    (choice,) = chunk["choices"]
+    assert choice["delta"] == {"content": ""}
+    assert [entry["bytes"] for entry in choice["logprobs"]["content"]] == [[0xF0]]
+
+
+def test_a_choice_that_ends_without_text_still_has_a_role() -> None:
+    role, end = chunks_of(encoder_of(), Finished(0, "length"))
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert end["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
+
+
+def test_every_choice_gets_its_role_once_however_deltas_interleave() -> None:
+    deltas = [Delta(index, text, 1) for index, text in [(1, "a"), (0, "b"), (1, "c"), (0, "d")]]
+    chunks = chunks_of(encoder_of(2), *deltas)
+    assert [(c["choices"][0]["index"], c["choices"][0]["delta"]["content"]) for c in chunks] == [
+        (1, ""),
+        (1, "a"),
+        (0, ""),
+        (0, "b"),
+        (1, "c"),
+        (0, "d"),
+    ]
+    assert ["role" in c["choices"][0]["delta"] for c in chunks] == [True, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("text", ["a\nb\r\n\nc", "\u2028\u2029\x85", "猫 🐈", 'say "data: [DONE]"\\', "\x00"])
+def test_no_text_can_break_the_line_that_carries_it(text: str) -> None:
+    encoder = encoder_of()
+    encoder.encode(Delta(0, "role first", 1))
+    data = encoder.encode(Delta(0, text, 1))
+    assert len(data.decode().splitlines()) == 2  # the event and the empty line after it
+    assert json.loads(data.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == text
+
+
+def test_counts_in_every_chunk_need_the_usage_that_was_asked_for() -> None:
+    (_, chunk) = chunks_of(encoder_of(usage_in_chunks=True), Delta(0, "a", 1))
+    assert "usage" not in chunk
+    (_, chunk) = chunks_of(encoder_of(include_usage=True), Delta(0, "a", 1))
+    assert chunk["usage"] is None
+
+
+def test_a_stream_ends_only_after_all_choices_and_the_usage() -> None:
+    encoder = encoder_of(2)
+    for event in (Finished(0, "stop"), Usage(7, 0)):
+        encoder.encode(event)
+        with pytest.raises(ModelError):
+            encoder.end()
+    encoder.encode(Finished(1, "stop"))
+    assert encoder.end() == b"data: [DONE]\n\n"
