@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import grpc
-from grpc_status import rpc_status
 
 from gateway.events import Event
 from gateway.model_info import ModelInfo
@@ -22,7 +21,7 @@ from protos import language_model_pb2, language_model_pb2_grpc
 from protos.channel import ClientTlsConfig, open_channel
 from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.request_context import Metadata
-from protos.statuses import error_from_rpc
+from protos.statuses import carries_our_details, error_from_rpc
 
 # A service that was unreachable gets no new requests for this long while others are there.
 AVOID_S = 1.0
@@ -134,7 +133,7 @@ class LLMClient:
         if isinstance(failure, Unavailable):
             target.avoid_until = time.monotonic() + AVOID_S
             self._model_until = 0.0
-        if rpc_status.from_call(error) is not None:
+        if carries_our_details(error):
             return failure
         # Without our details the text is gRPC's own, which names addresses.
         log.warning("call to %s failed: %s %s", target.address, error.code().name, error.details())

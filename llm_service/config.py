@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protos.channel import ClientTlsConfig
+from protos.options import MAX_MESSAGE_BYTES
 from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+DEVICES = ("auto", "cpu", "cuda")
+ATTENTION_BACKENDS = ("auto", "sdpa")
+# Beside the pictures a request has text and settings.
+MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)
 HEARTBEAT_INTERVAL_S = 0.2  # of an encoder, by the contract
 
 
@@ -56,7 +61,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _require_one_of("dtype", self.dtype, DTYPES)
+        _require_one_of("device", self.device, DEVICES)
         _require_one_of("load_format", self.load_format, LOAD_FORMATS)
+        _require_one_of("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         for name in (
             "tensor_parallel_size",
             "max_num_seqs",
@@ -143,6 +150,11 @@ class LLMConfig:
     def __post_init__(self) -> None:
         for name in ("max_images", "max_image_tiles", "max_request_bytes"):
             _require_at_least(name, getattr(self, name), 1)
+        if self.max_request_bytes > MAX_REQUEST_BYTES:
+            raise ValueError(
+                f"max_request_bytes must be <= {MAX_REQUEST_BYTES}, what a message can carry, "
+                f"got {self.max_request_bytes}"
+            )
         if self.request_timeout_s <= 0:
             raise ValueError(f"request_timeout_s must be > 0, got {self.request_timeout_s}")
 

@@ -42,6 +42,7 @@ class Picture:
     max_tiles: int
     use_thumbnail: bool
     content_hash: bytes
+    fingerprint: bytes  # that the hash was made with
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ class EncodeStream:
             for tile in missing:
                 self._granted.put_nowait(tile)
 
+    @property
+    def has_given_up(self) -> bool:
+        """It was our watchdog that ended the stream."""
+        return self._verdict is not None
+
     def half_close(self) -> None:
         """Nothing more will be granted on this stream."""
         if self.is_open:
@@ -162,7 +168,6 @@ class EncodeStream:
     def _open_message(
         self, metadata: dict[str, str], cache_salt: bytes, priority: int, initial_credit: int
     ) -> encoder_pb2.EncodeRequest:
-        model = self.connection.model
         media = [
             encoder_pb2.Medium(
                 kind=encoder_pb2.MEDIA_KIND_IMAGE,
@@ -183,7 +188,7 @@ class EncodeStream:
             initial_credit=initial_credit,
             cache_salt=cache_salt,
             priority=priority,
-            expected_fingerprint=model.fingerprint if model is not None else b"",
+            expected_fingerprint=self._pictures[0].fingerprint,
         )
         return encoder_pb2.EncodeRequest(open=opening)
 

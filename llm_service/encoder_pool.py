@@ -116,23 +116,28 @@ class EncoderPool:
         if not ready and self._last_fingerprint is None:
             await _poll_now(self.connections)
             ready = _ready(self.connections)
-        if ready:
+        # Kept while any encoder has it: encoders of another dtype must not rename all pictures.
+        if ready and (self._last_fingerprint is None or not _ready(ready, self._last_fingerprint)):
             self._last_fingerprint = _model(ready[0]).fingerprint
         if self._last_fingerprint is None:
             raise self._absence()
         return self._last_fingerprint
 
-    async def choose(self, content_hash: bytes, exclude: Collection[str] = ()) -> EncoderConnection:
+    async def choose(
+        self, fingerprint: bytes, content_hash: bytes, exclude: Collection[str] = ()
+    ) -> EncoderConnection:
         """First in rendezvous order of the content whose load is at most 1.25 times the mean.
+
+        Only those with the fingerprint that the hash was made with: others have other dtypes.
 
         Raises:
             Unavailable, FingerprintMismatch: no encoder answers.
         """
         candidates = [connection for connection in self.connections if connection.target not in exclude]
-        ready = _ready(candidates)
+        ready = _ready(candidates, fingerprint)
         if not ready:
             await _poll_now(candidates)
-            ready = _ready(candidates)
+            ready = _ready(candidates, fingerprint)
         if not ready:
             raise self._absence()
         loads = {connection: _model(connection).load + connection.streams_open for connection in ready}
@@ -150,8 +155,15 @@ async def _poll_now(connections: Iterable[EncoderConnection]) -> None:
     await asyncio.gather(*(connection.poll() for connection in connections))
 
 
-def _ready(connections: Iterable[EncoderConnection]) -> list[EncoderConnection]:
-    return [connection for connection in connections if connection.model is not None]
+def _ready(
+    connections: Iterable[EncoderConnection], fingerprint: bytes | None = None
+) -> list[EncoderConnection]:
+    """Those that answer, with this fingerprint if one is given."""
+    return [
+        connection
+        for connection in connections
+        if connection.model is not None and fingerprint in (None, connection.model.fingerprint)
+    ]
 
 
 def _model(connection: EncoderConnection) -> EncoderModel:

@@ -16,32 +16,44 @@ import torch
 
 from llm_service.encode_stream import EncodeStream, Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderConnection, EncoderPool
-from protos.errors import FingerprintMismatch, ModelError, ServingError, Unavailable
+from protos.errors import (
+    DeadlineExceeded,
+    FingerprintMismatch,
+    ModelError,
+    Overloaded,
+    ServingError,
+    Unavailable,
+)
 from protos.request_context import Metadata
 
 MAX_REMEMBERED_LAYOUTS = 4096
 # Another encoder may do better.
-ENCODER_FAILURES = (Unavailable, FingerprintMismatch)
+ENCODER_FAILURES = (Unavailable, FingerprintMismatch, Overloaded)
 
 log = logging.getLogger(__name__)
 
 
 class LayoutCache:
-    """Layouts of recent pictures by content hash: a known picture costs no call before a tile is missing."""
+    """Layouts of recent pictures: a known picture costs no call before a tile is missing.
+
+    Keyed by cache salt and content hash: no caller learns from the time whether another had the picture.
+    """
 
     def __init__(self, max_entries: int = MAX_REMEMBERED_LAYOUTS) -> None:
         self._max_entries = max_entries
-        self._layouts: OrderedDict[bytes, PictureLayout] = OrderedDict()
+        self._layouts: OrderedDict[tuple[bytes, bytes], PictureLayout] = OrderedDict()
 
-    def get(self, content_hash: bytes) -> PictureLayout | None:
-        layout = self._layouts.get(content_hash)
+    def get(self, cache_salt: bytes, content_hash: bytes) -> PictureLayout | None:
+        key = (cache_salt, content_hash)
+        layout = self._layouts.get(key)
         if layout is not None:
-            self._layouts.move_to_end(content_hash)
+            self._layouts.move_to_end(key)
         return layout
 
-    def put(self, content_hash: bytes, layout: PictureLayout) -> None:
-        self._layouts[content_hash] = layout
-        self._layouts.move_to_end(content_hash)
+    def put(self, cache_salt: bytes, content_hash: bytes, layout: PictureLayout) -> None:
+        key = (cache_salt, content_hash)
+        self._layouts[key] = layout
+        self._layouts.move_to_end(key)
         while len(self._layouts) > self._max_entries:
             self._layouts.popitem(last=False)
 
@@ -86,8 +98,9 @@ class Encoding:
         Raises:
             InvalidRequest: a picture is refused; the field names it.
             Unavailable, FingerprintMismatch, DeadlineExceeded: no encoder can say.
+            Overloaded: those that are there take no more requests.
         """
-        known = [self._layouts.get(picture.content_hash) for picture in self._pictures]
+        known = [self._layouts.get(self._cache_salt, picture.content_hash) for picture in self._pictures]
         remembered = [layout for layout in known if layout is not None]
         if len(remembered) == len(known):
             self._laid_out = remembered
@@ -129,8 +142,9 @@ class Encoding:
         failure: ServingError | None = None
         while True:
             try:
-                connection = await self._pool.choose(self._pictures[0].content_hash, self._failed)
-            except Unavailable as absence:
+                first = self._pictures[0]
+                connection = await self._pool.choose(first.fingerprint, first.content_hash, self._failed)
+            except (Unavailable, FingerprintMismatch) as absence:
                 raise failure or absence from None
             stream = EncodeStream(connection, self._pool.config, self._pictures, self._hidden_size)
             try:
@@ -140,13 +154,14 @@ class Encoding:
             except ENCODER_FAILURES as error:
                 stream.close()
                 self._give_up_on(connection, error)
-                failure = error
+                if not isinstance(failure, Overloaded):  # one that is full is there
+                    failure = error
                 continue
             except BaseException:
                 stream.close()
                 raise
             for picture, layout in zip(self._pictures, layouts, strict=True):
-                self._layouts.put(picture.content_hash, layout)
+                self._layouts.put(self._cache_salt, picture.content_hash, layout)
             self._laid_out = layouts
             self._stream = stream
             self._receive_in_task(self._receive(stream))
@@ -186,11 +201,20 @@ class Encoding:
             await self._fail_over(stream.connection, error)
         except ServingError as error:
             stream.close()
-            self._on_error(error)
+            await self._end(stream, error)
         else:
             stream.close()
             if self._wanted:  # asked for after the half-close
                 await self._reopen()
+
+    async def _end(self, stream: EncodeStream, error: ServingError) -> None:
+        """The encoder ends streams that ask for nothing for a while, as those of queued requests may."""
+        if not self._wanted:
+            return  # the next `want` opens another one
+        if isinstance(error, DeadlineExceeded) and not stream.has_given_up:
+            await self._reopen()
+        else:
+            self._on_error(error)
 
     async def _fail_over(self, connection: EncoderConnection, error: ServingError) -> None:
         self._give_up_on(connection, error)
@@ -206,8 +230,10 @@ class Encoding:
             self._grant_wanted()
 
     def _give_up_on(self, connection: EncoderConnection, error: ServingError) -> None:
+        """For this request; for others, too, unless the encoder is only full."""
         log.warning("encoder %s failed: %s", connection.target, error.message)
-        connection.mark_dead()
+        if not isinstance(error, Overloaded):
+            connection.mark_dead()
         self._failed.add(connection.target)
 
     def _accept(self, stream: EncodeStream, tile: TileId, embeds: torch.Tensor) -> None:

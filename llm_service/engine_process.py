@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import stat
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +25,7 @@ from llm_service.capacity import Capacity, plan_capacity, resolve_device, resolv
 from llm_service.config import EngineConfig
 from llm_service.engine import Engine, Runner
 from llm_service.engine_host import MAX_FAILED_STEPS, EngineHost
+from llm_service.engine_listener import EngineListener
 from llm_service.kv_cache import KVCache
 from llm_service.messages import EngineReady
 from llm_service.model.config import DecoderConfig
@@ -36,9 +36,10 @@ from llm_service.parallel import TensorParallel
 from llm_service.ranks import ParallelRunner, RankClient, RankServer, RankSetup
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler, SchedulerConfig
-from llm_service.visual_memory import VisualMemory
+from llm_service.visual_memory import SHARED_MEMORY_DIR, VisualMemory
 from llm_service.visual_store import VisualStore
-from protos.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from protos.checkpoint import Checkpoint, open_checkpoint
+from protos.fingerprint import language_digest
 from protos.malloc import tune_malloc
 from protos.preprocessing import Preprocessing
 
@@ -91,55 +92,62 @@ class _Rank:
         )
         return ModelRunner(self.decoder, kv_cache, self.backend, memory, self.device)
 
+    def plan_capacity(self, config: EngineConfig, checkpoint: Checkpoint) -> Capacity:
+        tokens_per_tile = Preprocessing.from_checkpoint(checkpoint).tokens_per_tile
+        return plan_capacity(
+            config,
+            self.model_config,
+            tokens_per_tile,
+            self.backend.block_size,
+            self.dtype,
+            self.device,
+            self.parallel,
+        )
+
+    def create_memory(self, config: EngineConfig, capacity: Capacity) -> VisualMemory:
+        """Raises ValueError where shared memory is too small."""
+        size = self.model_config.hidden_size
+        try:
+            return VisualMemory.create(capacity.num_slots, capacity.slot_tokens, size, self.dtype)
+        except OSError as error:
+            raise ValueError(
+                f"visual_store_gib {config.visual_store_gib}: {capacity.num_slots} slots do not fit into "
+                f"shared memory ({error.strerror}); lower it or enlarge {SHARED_MEMORY_DIR}"
+            ) from error
+
     def memory(self, fd: int, setup: RankSetup) -> VisualMemory:
         size = self.model_config.hidden_size
         return VisualMemory(fd, setup.num_slots, setup.slot_tokens, size, self.dtype)
 
 
 def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint, output: IO[str]) -> None:
+    with closing(EngineListener(Path(settings.socket_path))) as listener:
+        host = _load_host(settings, checkpoint, listener)
+        listener.publish()
+        print(READY_LINE, file=output, flush=True)
+        host.run()
+
+
+def _load_host(settings: EngineSettings, checkpoint: Checkpoint, listener: EngineListener) -> EngineHost:
     config = settings.engine
-    ranks = (
-        RankServer(Path(settings.ranks_path), config.tensor_parallel_size - 1)
-        if config.tensor_parallel_size > 1
-        else None
-    )
-    listener = _listen(Path(settings.socket_path))
+    others = config.tensor_parallel_size - 1
+    ranks = RankServer(Path(settings.ranks_path), others) if others else None
     rank = _Rank(settings, checkpoint)
-    capacity = plan_capacity(
-        config,
-        rank.model_config,
-        Preprocessing.from_checkpoint(checkpoint).tokens_per_tile,
-        rank.backend.block_size,
-        rank.dtype,
-        rank.device,
-        rank.parallel,
-    )
-    memory = VisualMemory.create(
-        capacity.num_slots, capacity.slot_tokens, rank.model_config.hidden_size, rank.dtype
-    )
+    capacity = rank.plan_capacity(config, checkpoint)
+    memory = rank.create_memory(config, capacity)
     if ranks is not None:
         setup = RankSetup(capacity.num_blocks, capacity.num_slots, capacity.slot_tokens)
         ranks.send_setup(setup, memory.fd)
     local = rank.runner(capacity.num_blocks, memory)
     runner: Runner = local if ranks is None else ParallelRunner(local, ranks)
     engine = build_engine(config, capacity, rank.backend.block_size, runner, rank.device)
-    ready = _ready(rank, capacity)
+    ready = _ready(rank, capacity, checkpoint)
+    _log_ready(ready, rank.device)
     # Ranks that failed at different places would meet in the wrong collective: only a restart helps.
     max_failed_steps = MAX_FAILED_STEPS if ranks is None else 1
-    host = EngineHost(
-        engine, listener, ready, memory.fd, config.max_waiting, sys.stdin.buffer, max_failed_steps
+    return EngineHost(
+        engine, listener.socket, ready, memory.fd, config.max_waiting, sys.stdin.buffer, max_failed_steps
     )
-    log.info(
-        "engine ready: %d KV blocks of %d tokens, context %d, %d visual slots, %s on %s",
-        capacity.num_blocks,
-        rank.backend.block_size,
-        capacity.max_model_len,
-        capacity.num_slots,
-        rank.dtype,
-        rank.device,
-    )
-    print(READY_LINE, file=output, flush=True)
-    host.run()
 
 
 def run_other_rank(settings: EngineSettings, checkpoint: Checkpoint) -> None:
@@ -165,7 +173,7 @@ def build_engine(
     return Engine(Scheduler(scheduler_config, blocks, store), store, runner, Sampler(device))
 
 
-def _ready(rank: _Rank, capacity: Capacity) -> EngineReady:
+def _ready(rank: _Rank, capacity: Capacity, checkpoint: Checkpoint) -> EngineReady:
     return EngineReady(
         max_model_len=capacity.max_model_len,
         vocab_size=rank.model_config.vocab_size,
@@ -175,15 +183,20 @@ def _ready(rank: _Rank, capacity: Capacity) -> EngineReady:
         slot_tokens=capacity.slot_tokens,
         num_blocks=capacity.num_blocks,
         block_size=rank.backend.block_size,
+        language_digest=language_digest(checkpoint),
     )
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
-    listener.listen(16)
-    return listener
+def _log_ready(ready: EngineReady, device: torch.device) -> None:
+    log.info(
+        "engine ready: %d KV blocks of %d tokens, context %d, %d visual slots, %s on %s",
+        ready.num_blocks,
+        ready.block_size,
+        ready.max_model_len,
+        ready.num_slots,
+        ready.dtype,
+        device,
+    )
 
 
 def _claim_stdout() -> IO[str]:
@@ -195,7 +208,9 @@ def _claim_stdout() -> IO[str]:
 
 def _exit_with_parent() -> None:
     """End this process soon after stdin has, even while it loads or hangs in a collective."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: Python aborts when it shuts down while a thread holds that buffer's lock.
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
     time.sleep(PARENT_GRACE_S)
     os._exit(1)
 
@@ -214,7 +229,7 @@ def main() -> None:
             run_rank_zero(settings, checkpoint, output)
         else:
             run_other_rank(settings, checkpoint)
-    except (CheckpointError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

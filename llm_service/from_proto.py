@@ -10,7 +10,7 @@ from llm_service.generation import GenerationInput, ImageInput
 from llm_service.prompt import ImagePart, Message, TextPart
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2, language_model_pb2
-from protos.errors import InvalidRequest
+from protos.errors import ContextLengthExceeded, InvalidRequest
 from protos.preprocessing import Preprocessing
 from protos.request_context import Metadata
 
@@ -20,6 +20,7 @@ MAX_CACHE_SALT_BYTES = 1024
 @dataclass(frozen=True)
 class RequestLimits:
     vocab_size: int
+    max_model_len: int
     max_images: int
     max_image_tiles: int
     max_request_bytes: int
@@ -38,7 +39,13 @@ def generation_from_proto(
         raise InvalidRequest(f"cache_salt: at most {MAX_CACHE_SALT_BYTES} bytes", field="cache_salt")
     params = sampling_params_from_proto(request.sampling)
     params.validate(limits.vocab_size)
-    _check_token_ids(request.prompt_token_ids, limits.vocab_size)
+    if len(request.prompt_token_ids) >= limits.max_model_len:  # before anything walks over millions of them
+        raise ContextLengthExceeded(
+            f"the prompt has {len(request.prompt_token_ids)} tokens; "
+            f"the context holds {limits.max_model_len}, completion included",
+            field="prompt_token_ids",
+        )
+    _check_token_ids(request.prompt_token_ids, limits.vocab_size, "prompt_token_ids")
     messages = messages_from_proto(request.messages)
     images = list(_images(request.messages, preprocessing, limits))
     _check_images(images, limits)
@@ -51,6 +58,17 @@ def generation_from_proto(
         cache_salt=request.cache_salt,
         metadata=metadata,
     )
+
+
+def detokenize_from_proto(request: language_model_pb2.DetokenizeRequest, limits: RequestLimits) -> list[int]:
+    """The token ids.  Raises InvalidRequest for more than a context, or one outside the vocabulary."""
+    if len(request.token_ids) > limits.max_model_len:
+        raise InvalidRequest(
+            f"{len(request.token_ids)} token ids, at most {limits.max_model_len} are allowed",
+            field="token_ids",
+        )
+    _check_token_ids(request.token_ids, limits.vocab_size, "token_ids")
+    return list(request.token_ids)
 
 
 def messages_from_proto(messages: Iterable[language_model_pb2.Message]) -> list[Message]:
@@ -165,10 +183,10 @@ def _check_images(images: list[ImageInput], limits: RequestLimits) -> None:
             )
 
 
-def _check_token_ids(token_ids: Iterable[int], vocab_size: int) -> None:
+def _check_token_ids(token_ids: Iterable[int], vocab_size: int, field: str) -> None:
     for position, token_id in enumerate(token_ids):
         if token_id >= vocab_size:
             raise InvalidRequest(
                 f"token id {token_id} is outside [0, {vocab_size - 1}]",
-                field=f"prompt_token_ids[{position}]",
+                field=f"{field}[{position}]",
             )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -16,12 +18,15 @@ from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.engine_client import EngineClient, EngineRequest, Event, PromptInput
 from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, SlotGrant
-from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout
+from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout, TextPart
 from llm_service.sampling_params import SamplingParams
 from llm_service.tokenizer import Tokenizer
 from protos.errors import ContextLengthExceeded, DeadlineExceeded, ServingError
 from protos.fingerprint import content_hash
 from protos.request_context import Metadata
+
+# Some 50 ms of tokenization.
+LONG_TEXT_CHARS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Backends:
     tokenizer: Tokenizer
     prompts: PromptBuilder
     request_timeout_s: float
+    # One at a time: a few texts of megabytes must not take all threads from the prompts of others.
+    long_texts: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "long-texts"))
 
 
 class Generation:
@@ -222,11 +229,17 @@ class Generation:
         prompts = self._backends.prompts
         if self._request.messages:
             # Megabytes of text take seconds: other requests' tokens must not wait for them.
-            text = await asyncio.to_thread(prompts.layout, self._request.messages)
+            executor = self._backends.long_texts if self._has_long_text() else None
+            loop = asyncio.get_running_loop()
+            text = await loop.run_in_executor(executor, prompts.layout, self._request.messages)
         else:
             text = PromptLayout(self._request.prompt_token_ids, [], prompts.context_id)
         self._max_tokens(text.num_text_tokens)
         return text
+
+    def _has_long_text(self) -> bool:
+        parts = (part for message in self._request.messages for part in message.parts)
+        return sum(len(part.text) for part in parts if isinstance(part, TextPart)) > LONG_TEXT_CHARS
 
     def _max_tokens(self, num_prompt_tokens: int) -> int:
         limit = self._backends.engine.ready.max_model_len
@@ -323,6 +336,7 @@ def _hash_pictures(images: Sequence[ImageInput], fingerprint: bytes) -> list[Pic
             image.max_tiles,
             image.use_thumbnail,
             content_hash(image.data, image.min_tiles, image.max_tiles, image.use_thumbnail, fingerprint),
+            fingerprint,
         )
         for image in images
     ]

@@ -61,6 +61,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     slot_tokens: int  # most visual tokens of a slot
     num_blocks: int
     block_size: int
+    language_digest: bytes  # of the checkpoint it serves, see protos.fingerprint
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):

@@ -17,7 +17,12 @@ from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import LayoutCache
 from llm_service.engine_client import EngineClient
 from llm_service.engine_processes import EngineProcesses
-from llm_service.from_proto import RequestLimits, generation_from_proto, messages_from_proto
+from llm_service.from_proto import (
+    RequestLimits,
+    detokenize_from_proto,
+    generation_from_proto,
+    messages_from_proto,
+)
 from llm_service.generation import Backends, Generation, GenerationUsage
 from llm_service.metrics import count_usage, watch_load
 from llm_service.prompt import ImagePart, Message, PromptBuilder
@@ -26,7 +31,7 @@ from llm_service.tokenizer import load_tokenizer
 from protos import encoder_pb2, language_model_pb2, language_model_pb2_grpc
 from protos.checkpoint import Checkpoint, open_checkpoint
 from protos.errors import InvalidRequest, Unavailable
-from protos.fingerprint import FingerprintBase
+from protos.fingerprint import FingerprintBase, language_digest
 from protos.preprocessing import Preprocessing
 from protos.request_context import outgoing_metadata, request_id_of
 from protos.server import Server, shutdown_signal
@@ -52,6 +57,7 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
         self._backends = backends
         self._limits = RequestLimits(
             vocab_size=backends.engine.ready.vocab_size,
+            max_model_len=backends.engine.ready.max_model_len,
             max_images=config.max_images,
             max_image_tiles=config.max_image_tiles,
             max_request_bytes=config.max_request_bytes,
@@ -86,13 +92,9 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
         self, request: language_model_pb2.DetokenizeRequest, context: Context
     ) -> language_model_pb2.DetokenizeResponse:
         async with rpc_errors(context):
-            for position, token_id in enumerate(request.token_ids):
-                if token_id >= self._limits.vocab_size:
-                    raise InvalidRequest(
-                        f"token id {token_id} is outside [0, {self._limits.vocab_size - 1}]",
-                        field=f"token_ids[{position}]",
-                    )
-            text = self._backends.tokenizer.decode(request.token_ids, request.skip_special_tokens)
+            token_ids = detokenize_from_proto(request, self._limits)
+            decode = self._backends.tokenizer.decode
+            text = await asyncio.to_thread(decode, token_ids, request.skip_special_tokens)
             return language_model_pb2.DetokenizeResponse(text=text)
 
     async def GetModel(
@@ -157,7 +159,7 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
     async with AsyncExitStack() as stack:
         checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
         # The engine before the server: gRPC complains about a process that forks after its threads run.
-        engine, ends = await _join_or_start_engine(config, stack)
+        engine, ends = await _join_or_start_engine(config, checkpoint, stack)
         server = Server(config.server, [SERVICE_NAME])
         backends = _backends(config, checkpoint, engine)
         backends.encoders.start()
@@ -188,10 +190,10 @@ async def _serve_until_end(server: Server, shutdown: asyncio.Event, ends: list[A
 
 
 async def _join_or_start_engine(
-    config: LLMConfig, stack: AsyncExitStack
+    config: LLMConfig, checkpoint: Checkpoint, stack: AsyncExitStack
 ) -> tuple[EngineClient, list[Awaitable[None]]]:
     """The engine, and what completes when it has ended."""
-    engine = await _join_engine(config.engine_socket)
+    engine = await _join_engine(config.engine_socket, checkpoint)
     ends: list[Awaitable[None]] = []
     if engine is None:
         processes = EngineProcesses(config.model, config.engine, config.engine_socket)
@@ -203,17 +205,27 @@ async def _join_or_start_engine(
     return engine, [*ends, engine.wait_closed()]
 
 
-async def _join_engine(socket_path: str) -> EngineClient | None:
-    """The engine that listens there; None without one, and what a killed one left behind is removed."""
+async def _join_engine(socket_path: str, checkpoint: Checkpoint) -> EngineClient | None:
+    """The engine that listens there; None without one, and what a killed one left behind is removed.
+
+    Raises:
+        ValueError: it serves another language model.
+        Unavailable: it does not answer.
+    """
     path = Path(socket_path)
     if not socket_path or not path.is_socket():
         return None
     try:
         engine = await EngineClient.connect(path)
-    except ConnectionRefusedError:
-        path.unlink()
+    except ConnectionRefusedError:  # nobody has a socket there before it listens
+        path.unlink(missing_ok=True)
         return None
-    log.info("joined the engine at %s", path)
+    except OSError as error:
+        raise Unavailable(f"engine_socket {path}: the engine does not answer ({error})") from error
+    if engine.ready.language_digest != await asyncio.to_thread(language_digest, checkpoint):
+        await engine.close()
+        raise ValueError(f"engine_socket {path}: its engine serves another model than {checkpoint.folder}")
+    log.info("joined the engine at %s: engine flags are those it was started with", path)
     return engine
 
 

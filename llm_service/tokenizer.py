@@ -210,7 +210,8 @@ class FastPieces:
 
     def encode(self, text: str, *, at_start: bool) -> list[int]:
         backend = self._backend if at_start else self._later_backend
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        # A batch of one: `encode` keeps the GIL, and a megabyte of text would stop every stream for a second.
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def piece_bytes(self, token_id: int) -> bytes:

@@ -88,10 +88,6 @@ class VisualStore:
         for key in [key for key, entry in self._entries.items() if entry.owner == group_id]:
             self._remove(key)
 
-    @property
-    def num_granted(self) -> int:
-        return sum(not entry.is_stored for entry in self._entries.values())
-
     def check(self, group_ids: set[int]) -> None:
         """Assert that every slot is owned once and only living groups are named."""
         used = [entry.slot for entry in self._entries.values()]

@@ -64,6 +64,18 @@ class Checkpoint:
         path = self.folder / filename
         return _read_json(path) if path.is_file() else None
 
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A part of config.json ("vision_config").  Raises CheckpointError where there is none."""
+        section = self.config.get(name)
+        if not isinstance(section, dict):
+            raise CheckpointError(f"{self.folder}/config.json: {name} is missing")
+        return section
+
+    @property
+    def language_section(self) -> str:
+        """Name of the decoder's part of config.json."""
+        return "llm_config" if self.format is CheckpointFormat.CHAT else "text_config"
+
     def load(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, tensor) on the CPU in the stored dtype, one at a time, file by file."""
         from safetensors import safe_open
@@ -103,6 +115,17 @@ def open_checkpoint(model: str) -> Checkpoint:
     tensors = _index_tensors(folder)
     _refuse_strays(folder, tensors)
     return Checkpoint(folder, config, _format_of(folder, config), tensors)
+
+
+def _shards_of(index: Path) -> dict[str, str]:
+    """Shard of each tensor.  Only names are checked: a hub's snapshot is symlinks that leave the folder."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: weight_map is not a JSON object")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: weight_map: {name} lies in {shard!r}, not in a file beside it")
+    return weight_map
 
 
 def _download(model: str) -> Path:
@@ -148,7 +171,7 @@ def _index_tensors(folder: Path) -> dict[str, TensorEntry]:
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         return {name: entry for file in files for name, entry in _read_header(file).items()}
-    weight_map: dict[str, str] = _read_json(index).get("weight_map", {})
+    weight_map = _shards_of(index)
     headers = {shard: _read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     missing = sorted(name for name, shard in weight_map.items() if name not in headers[shard])
     if missing:

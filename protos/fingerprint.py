@@ -1,8 +1,9 @@
-"""What names a vision half and what names a picture: SHA-256 over facts both services compute alone."""
+"""What names a checkpoint's half and what names a picture: SHA-256 over facts each process computes alone."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import astuple
@@ -29,18 +30,30 @@ class FingerprintBase:
     def _digest(self) -> bytes:
         digest = hashlib.sha256(b"tessera.v1.fingerprint")
         digest.update(repr(astuple(Preprocessing.from_checkpoint(self._checkpoint))).encode())
-        names = self._checkpoint.vision_names()
-        entries = [(name, self._checkpoint.tensors[name]) for name in names]
-        for name, entry in entries:
-            digest.update(f"{name}:{entry.dtype}:{entry.shape};".encode())
-        for sample in _samples(entries):
-            digest.update(sample)
+        _update_with_tensors(digest, self._checkpoint, self._checkpoint.vision_names())
         return digest.digest()
 
     def fingerprint(self, compute_dtype: tensor_pb2.DType, payload_dtype: tensor_pb2.DType) -> bytes:
         """32 bytes: weights, preprocessing settings, compute dtype and payload encoding."""
         dtypes = f"{int(compute_dtype)}:{int(payload_dtype)}".encode()
         return hashlib.sha256(self._digest + dtypes).digest()
+
+
+def language_digest(checkpoint: Checkpoint) -> bytes:
+    """32 bytes: the decoder's settings and weights; the settings alone where no weights are on disk."""
+    digest = hashlib.sha256(b"tessera.v1.language")
+    settings = (checkpoint.section(checkpoint.language_section), checkpoint.config.get("tie_word_embeddings"))
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    _update_with_tensors(digest, checkpoint, checkpoint.language_names())
+    return digest.digest()
+
+
+def _update_with_tensors(digest: hashlib._Hash, checkpoint: Checkpoint, names: list[str]) -> None:
+    entries = [(name, checkpoint.tensors[name]) for name in names]
+    for name, entry in entries:
+        digest.update(f"{name}:{entry.dtype}:{entry.shape};".encode())
+    for sample in _samples(entries):
+        digest.update(sample)
 
 
 def _samples(entries: list[tuple[str, TensorEntry]]) -> Iterable[bytes]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from protos import encoder_pb2
 
 _LENGTH_DELIMITED = 2
+_MAX_VARINT_BYTES = 10  # 64 bits, 7 a byte
 _TILE_FIELD = encoder_pb2.EncodeResponse.TILE_FIELD_NUMBER
 _DATA_FIELD = encoder_pb2.Tile.DATA_FIELD_NUMBER
 _TILE_TAG = bytes([_TILE_FIELD << 3 | _LENGTH_DELIMITED])
@@ -82,13 +83,10 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """(value, next position).  A truncated one ends with the data, where the caller's lengths disagree."""
-    value = shift = 0
-    while position < len(data):
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position += 1
-        shift += 7
+    """(value, next position); (-1, the data's end), which fits no length, for a truncated or endless one."""
+    value = 0
+    for length, byte in enumerate(data[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << 7 * length
         if byte < 0x80:
-            break
-    return value, position
+            return value, position + length + 1
+    return -1, len(data)

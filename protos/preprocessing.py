@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,19 +33,19 @@ class Preprocessing:
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Preprocessing:
         """Raises CheckpointError where a setting is missing or not supported."""
         if checkpoint.format is CheckpointFormat.CHAT:
-            return _from_chat(checkpoint.config)
+            return _from_chat(checkpoint)
         return _from_hf(checkpoint)
 
 
-def _from_chat(config: Mapping[str, Any]) -> Preprocessing:
+def _from_chat(checkpoint: Checkpoint) -> Preprocessing:
     """`InternVLChatModel`: the reference code fixes ImageNet statistics and bicubic resizing."""
-    vision = config["vision_config"]
+    config = checkpoint.config
     dynamic = bool(config.get("dynamic_image_size", False))
     if config.get("pad2square"):
         raise CheckpointError("config.json: pad2square is not supported")
     return Preprocessing(
-        image_size=_side(config.get("force_image_size") or vision["image_size"], "image_size"),
-        patch_size=_side(vision["patch_size"], "patch_size"),
+        image_size=_side(checkpoint, "image_size", config.get("force_image_size")),
+        patch_size=_side(checkpoint, "patch_size"),
         downsample_ratio=float(config.get("downsample_ratio", 0.5)),
         ps_version=str(config.get("ps_version", "v1")),
         min_tiles=int(config.get("min_dynamic_patch", 1)) if dynamic else 1,
@@ -62,14 +61,13 @@ def _from_hf(checkpoint: Checkpoint) -> Preprocessing:
 
     Its `crop_to_patches` is ignored: InternVLProcessor turns tiling on whatever the file says.
     """
-    vision = checkpoint.config["vision_config"]
     processor = checkpoint.read_json("processor_config.json") or {}
     image = checkpoint.read_json("preprocessor_config.json") or processor.get("image_processor")
     if image is None:
         raise CheckpointError(f"{checkpoint.folder}/preprocessor_config.json is missing")
     return Preprocessing(
-        image_size=_side(vision["image_size"], "image_size"),
-        patch_size=_side(vision["patch_size"], "patch_size"),
+        image_size=_side(checkpoint, "image_size"),
+        patch_size=_side(checkpoint, "patch_size"),
         downsample_ratio=float(checkpoint.config.get("downsample_ratio", 0.5)),
         ps_version="v2",
         min_tiles=int(image.get("min_patches", 1)),
@@ -80,12 +78,16 @@ def _from_hf(checkpoint: Checkpoint) -> Preprocessing:
     )
 
 
-def _side(value: Any, name: str) -> int:
+def _side(checkpoint: Checkpoint, name: str, forced: Any = None) -> int:
     """-HF configs spell sides as [height, width]; only squares exist."""
+    value = forced or checkpoint.section("vision_config").get(name)
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
         raise CheckpointError(f"config.json: vision {name} {value} is not square")
-    return int(sides.pop())
+    side = sides.pop()
+    if not isinstance(side, int):
+        raise CheckpointError(f"{checkpoint.folder}/config.json: vision_config.{name} is {side!r}, no number")
+    return side
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

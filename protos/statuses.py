@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -39,6 +40,7 @@ STATUSES: dict[type[ServingError], grpc.StatusCode] = {
     Cancelled: grpc.StatusCode.CANCELLED,
     ModelError: grpc.StatusCode.INTERNAL,
 }
+_DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
 _BY_REASON = {error_class.reason: error_class for error_class in STATUSES}
 _BY_STATUS = {status: error_class for error_class, status in reversed(STATUSES.items())}
 
@@ -67,23 +69,29 @@ def error_to_status(error: ServingError) -> status_pb2.Status:
 def error_from_rpc(rpc_error: grpc.RpcError) -> ServingError:
     """The error that the other side raised; foreign statuses become the class of their code."""
     code = rpc_error.code()
-    status = rpc_status.from_call(rpc_error)
     info = error_details_pb2.ErrorInfo()
     field: str | None = None
     retry_after_s: float | None = None
-    for detail in status.details if status is not None else ():
-        bad_request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-        if detail.Unpack(bad_request) and bad_request.field_violations:
-            field = bad_request.field_violations[0].field
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-        else:
-            detail.Unpack(info)
+    for detail in _details_of(rpc_error):
+        if isinstance(detail, error_details_pb2.ErrorInfo):
+            info = detail
+        elif isinstance(detail, error_details_pb2.RetryInfo):
+            retry_after_s = detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9
+        elif detail.field_violations:
+            field = detail.field_violations[0].field
     error_class = _BY_STATUS.get(code, ModelError)
     if info.domain == DOMAIN:
         error_class = _BY_REASON.get(info.reason, error_class)
     message = rpc_error.details() or code.name
     return error_class(message, field=field, retry_after_s=retry_after_s)
+
+
+def carries_our_details(rpc_error: grpc.RpcError) -> bool:
+    """Whether a service of ours wrote the status; the text of any other is not for clients."""
+    return any(
+        isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == DOMAIN
+        for detail in _details_of(rpc_error)
+    )
 
 
 async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: ServingError) -> NoReturn:
@@ -111,6 +119,20 @@ async def rpc_errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterat
     except Exception:
         log.exception("unexpected error in a handler")
         await abort_with(context, ModelError("internal error; see the server's log"))
+
+
+def _details_of(rpc_error: grpc.RpcError) -> Iterator[Any]:
+    """ErrorInfo, BadRequest and RetryInfo of a status; nothing of one that contradicts itself."""
+    try:
+        status = rpc_status.from_call(rpc_error)
+    except (ValueError, DecodeError):  # a proxy has changed the code, or the details are no protobuf
+        return
+    for packed in status.details if status is not None else ():
+        for kind in _DETAILS:
+            detail = kind()
+            with suppress(DecodeError):
+                if packed.Unpack(detail):
+                    yield detail
 
 
 def _status_of(error: ServingError) -> grpc.StatusCode:

@@ -110,6 +110,34 @@ class TestEncoderDies:
         assert (stack.llm.process.poll(), stack.gateway.process.poll()) == (None, None)
         assert (stack.llm.process.pid, stack.gateway.process.pid) == (llm, gateway)
 
+    @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.2, 0.25, 0.3, 0.45])
+    def test_kill_while_tiles_arrive(self, stack: Stack, seconds: float) -> None:
+        """After the layout: a 503 or the right answer within 2 s, and the same pictures work afterwards."""
+        pictures = [picture(50 + index, 1600, 1000) for index in range(3)]
+        parts = [image_part(data, max_dynamic_patch=40) for data in pictures]
+        body = {"messages": user(*parts, text_part("what?")), "max_tokens": 4, "temperature": 0}
+        body["cache_salt"] = str(seconds)  # so that no tile is known
+
+        async def scenario() -> tuple[httpx.Response, float]:
+            async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+                pending = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+                await asyncio.sleep(seconds)
+                stack.encoder.kill()
+                killed = time.monotonic()
+                return await pending, time.monotonic() - killed
+
+        try:
+            response, elapsed = asyncio.run(scenario())
+        finally:
+            stack.restart_encoder()
+            stack.wait_ready()
+        again = ask(stack, body["messages"], max_tokens=4)
+        assert again.status_code == 200 and elapsed < 2
+        if response.status_code == 200:
+            assert response.json()["choices"] == again.json()["choices"]
+        else:
+            assert response.status_code == 503 and "encoder" in error_of(response)["message"]
+
     def test_an_encoder_that_hangs_counts_as_dead(self, stack: Stack) -> None:
         stack.encoder.pause()
         start = time.monotonic()

@@ -115,6 +115,5 @@ def _picture(fingerprint: bytes) -> Picture:
     file = io.BytesIO()
     Image.new("RGB", (8 * TILE_SIDE, 5 * TILE_SIDE), "teal").save(file, "PNG")
     data = file.getvalue()
-    return Picture(
-        data, MAX_TILES, MAX_TILES, False, content_hash(data, MAX_TILES, MAX_TILES, False, fingerprint)
-    )
+    name = content_hash(data, MAX_TILES, MAX_TILES, False, fingerprint)
+    return Picture(data, MAX_TILES, MAX_TILES, False, name, fingerprint)

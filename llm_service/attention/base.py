@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from llm_service.config import ATTENTION_BACKENDS
 from llm_service.kv_cache import LayerCache
-
-BACKENDS = ("auto", "sdpa")
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +52,8 @@ class AttentionBackend(Protocol):
 
 def select_backend(name: str, device: torch.device) -> AttentionBackend:
     """Choose the backend by name ("auto" chooses for the device) and log the choice and its reason."""
-    if name not in BACKENDS:
-        raise ValueError(f"attention backend is {name!r}; known: {', '.join(BACKENDS)}")
+    if name not in ATTENTION_BACKENDS:
+        raise ValueError(f"attention backend is {name!r}; known: {', '.join(ATTENTION_BACKENDS)}")
     # Imported here, so that a backend whose kernels this machine lacks is never imported.
     from llm_service.attention.sdpa import SdpaBackend
 

@@ -60,10 +60,8 @@ class _Section:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> _Section:
         is_chat = checkpoint.format is CheckpointFormat.CHAT
-        name = "llm_config" if is_chat else "text_config"
-        fields = checkpoint.config.get(name)
-        if not isinstance(fields, dict):
-            raise CheckpointError(f"{checkpoint.folder}/config.json: {name} is missing")
+        name = checkpoint.language_section
+        fields = checkpoint.section(name)
         architecture = next(iter(fields.get("architectures") or [None]))
         model_type = str(fields.get("model_type"))
         family = architecture or ARCHITECTURES.get(model_type, model_type)

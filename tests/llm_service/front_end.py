@@ -29,7 +29,7 @@ from llm_service.templates import ConversationTemplate
 from llm_service.tokenizer import AddedToken, Tokenizer
 from llm_service.visual_memory import VisualMemory
 from llm_service.visual_store import VisualStore
-from tests.llm_service.fakes import SLOT_TOKENS, VOCAB_SIZE, FakeRunner
+from tests.llm_service.fakes import SLOT_TOKENS, VOCAB_SIZE, FakeRunner, num_granted
 from tests.llm_service.scripted_encoder import HIDDEN_SIZE, FixedBase, ScriptedEncoder, encoders
 
 SPECIAL = ("<|endoftext|>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>", "<img>", "</img>")
@@ -136,6 +136,7 @@ class EngineThread:
             slot_tokens=SLOT_TOKENS,
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
+            language_digest=b"d" * 32,
         )
         self._host = EngineHost(engine, self._listener, ready, self.memory.fd, max_waiting)
         self._thread = threading.Thread(target=self._host.run, daemon=True)
@@ -160,7 +161,7 @@ class EngineThread:
             and not scheduler.running
             and not scheduler.waiting
             and self.blocks.num_free_blocks == self.max_model_len // BLOCK_SIZE
-            and self.store.num_granted == 0
+            and num_granted(self.store) == 0
         )
 
     async def idle(self, seconds: float = 1.0) -> None:
@@ -169,7 +170,7 @@ class EngineThread:
             if self.is_idle:
                 return
             await asyncio.sleep(0.005)
-        raise AssertionError(f"something is left: {self.scheduler.groups}, {self.store.num_granted} slots")
+        raise AssertionError(f"something is left: {self.scheduler.groups}, {num_granted(self.store)} slots")
 
 
 @dataclass

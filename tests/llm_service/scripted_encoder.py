@@ -40,7 +40,7 @@ class FixedBase:
 
 def make_picture(data: bytes, min_tiles: int = 1, max_tiles: int = 12, use_thumbnail: bool = True) -> Picture:
     name = content_hash(data, min_tiles, max_tiles, use_thumbnail, FINGERPRINT)
-    return Picture(data, min_tiles, max_tiles, use_thumbnail, name)
+    return Picture(data, min_tiles, max_tiles, use_thumbnail, name, FINGERPRINT)
 
 
 def tile_values(data: bytes, tile: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm_service.config import EncoderPoolConfig, EngineConfig, LLMConfig
+from protos.options import MAX_MESSAGE_BYTES
 
 
 def test_the_defaults_hold() -> None:
@@ -25,7 +26,9 @@ def test_the_model_is_named_as_it_was_given_unless_told_otherwise() -> None:
     ("name", "value"),
     [
         ("dtype", "float8"),
+        ("device", "tpu"),
         ("load_format", "pickle"),
+        ("attention_backend", "zzz"),
         ("tensor_parallel_size", 0),
         ("max_num_seqs", 0),
         ("max_num_batched_tokens", 0),
@@ -72,7 +75,13 @@ def test_an_empty_address_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_images", 0), ("max_image_tiles", 0), ("max_request_bytes", 0), ("request_timeout_s", 0.0)],
+    [
+        ("max_images", 0),
+        ("max_image_tiles", 0),
+        ("max_request_bytes", 0),
+        ("max_request_bytes", MAX_MESSAGE_BYTES),
+        ("request_timeout_s", 0.0),
+    ],
 )
 def test_service(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}.*{value}"):

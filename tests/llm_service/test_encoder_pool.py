@@ -40,7 +40,7 @@ def set_load(connection: EncoderConnection, load: int) -> None:
 
 
 async def choices(pool: EncoderPool, exclude: tuple[str, ...] = ()) -> list[str]:
-    return [(await pool.choose(content_hash, exclude)).target for content_hash in HASHES]
+    return [(await pool.choose(FINGERPRINT, content_hash, exclude)).target for content_hash in HASHES]
 
 
 class TestChoice:
@@ -79,7 +79,7 @@ class TestChoice:
         async with pool_of(4) as pool:
             loads: Counter[str] = Counter()
             for total, content_hash in enumerate([HASHES[0]] * 40, 1):
-                connection = await pool.choose(content_hash)
+                connection = await pool.choose(FINGERPRINT, content_hash)
                 loads[connection.target] += 1
                 if measure == "tiles queued":
                     set_load(connection, loads[connection.target])
@@ -90,10 +90,10 @@ class TestChoice:
 
     async def test_a_busy_first_choice_yields_to_the_second_in_order(self) -> None:
         async with pool_of(3) as pool:
-            first = await pool.choose(HASHES[0])
-            second = await pool.choose(HASHES[0], (first.target,))
+            first = await pool.choose(FINGERPRINT, HASHES[0])
+            second = await pool.choose(FINGERPRINT, HASHES[0], (first.target,))
             set_load(first, 10)
-            assert await pool.choose(HASHES[0]) is second
+            assert await pool.choose(FINGERPRINT, HASHES[0]) is second
 
 
 async def pool_first(pool: EncoderPool) -> str:
@@ -101,7 +101,7 @@ async def pool_first(pool: EncoderPool) -> str:
     for connection in pool.connections:
         set_load(connection, 0)
         connection.streams_open = 0
-    return (await pool.choose(HASHES[0])).target
+    return (await pool.choose(FINGERPRINT, HASHES[0])).target
 
 
 @asynccontextmanager
@@ -136,7 +136,7 @@ class TestPresence:
         async with encoders(ScriptedEncoder()) as targets:
             pool = make_pool(*targets)
             assert await pool.fingerprint() == FINGERPRINT
-            assert (await pool.choose(HASHES[0])).target == targets[0]
+            assert (await pool.choose(FINGERPRINT, HASHES[0])).target == targets[0]
             await pool.close()
 
     async def test_one_that_comes_back_is_found_soon(self) -> None:
@@ -158,7 +158,7 @@ class TestPresence:
 
     async def test_nobody_there_is_unavailable_with_a_time_to_come_back(self) -> None:
         pool = make_pool("127.0.0.1:1")
-        for waiting in (pool.fingerprint(), pool.choose(HASHES[0])):
+        for waiting in (pool.fingerprint(), pool.choose(FINGERPRINT, HASHES[0])):
             with of_kind(Unavailable, "encoder") as raised:
                 await waiting
             assert raised.value.retry_after_s and "127.0.0.1" not in raised.value.message
@@ -167,7 +167,7 @@ class TestPresence:
     async def test_no_encoder_configured_is_unavailable(self) -> None:
         pool = make_pool()
         with of_kind(Unavailable):
-            await pool.choose(HASHES[0])
+            await pool.choose(FINGERPRINT, HASHES[0])
 
     async def test_when_all_are_excluded_nobody_is_asked(self) -> None:
         class Stuck(ScriptedEncoder):
@@ -178,7 +178,7 @@ class TestPresence:
             pool = make_pool(*targets)
             start = time.monotonic()
             with of_kind(Unavailable):
-                await pool.choose(HASHES[0], targets)
+                await pool.choose(FINGERPRINT, HASHES[0], targets)
             assert time.monotonic() - start < 0.1
             await pool.close()
 
@@ -191,7 +191,7 @@ class TestPresence:
             pool = make_pool(*targets)
             start = time.monotonic()
             with of_kind(Unavailable):
-                await pool.choose(HASHES[0])
+                await pool.choose(FINGERPRINT, HASHES[0])
             assert time.monotonic() - start < 2.5
             await pool.close()
 
@@ -229,11 +229,29 @@ class TestPresence:
 
 
 class TestFingerprint:
+    async def test_only_an_encoder_with_that_of_the_hashes_is_chosen(self) -> None:
+        """Encoders of two dtypes serve one checkpoint, but name their pictures differently."""
+        async with pool_of(4) as pool:
+            for connection in pool.connections[2:]:
+                connection.model = EncoderModel(b"w" * 32, 0)
+            assert set(await choices(pool)) == {connection.target for connection in pool.connections[:2]}
+            chosen = {(await pool.choose(b"w" * 32, content_hash)).target for content_hash in HASHES}
+            assert chosen == {connection.target for connection in pool.connections[2:]}
+
+    async def test_is_kept_while_any_encoder_has_it(self) -> None:
+        async with pool_of(2) as pool:
+            pool.connections[0].mark_dead()
+            assert await pool.fingerprint() == FINGERPRINT
+            pool.connections[0].model = EncoderModel(b"w" * 32, 0)
+            assert await pool.fingerprint() == FINGERPRINT
+            pool.connections[1].mark_dead()
+            assert await pool.fingerprint() == b"w" * 32
+
     async def test_another_checkpoint_is_reported_as_such(self) -> None:
         encoder = ScriptedEncoder()
         encoder.fingerprint = b"o" * 32
         async with running(encoder) as pool:
-            for waiting in (pool.fingerprint(), pool.choose(HASHES[0])):
+            for waiting in (pool.fingerprint(), pool.choose(FINGERPRINT, HASHES[0])):
                 with of_kind(FingerprintMismatch):
                     await waiting
             assert pool.num_ready == 0
@@ -253,14 +271,14 @@ class TestFingerprint:
             await until_ready(pool, 0)
             assert await pool.fingerprint() == FINGERPRINT
             with of_kind(Unavailable):
-                await pool.choose(HASHES[0])
+                await pool.choose(FINGERPRINT, HASHES[0])
 
     async def test_an_encoder_restarted_with_our_checkpoint_is_taken(self) -> None:
         encoder = ScriptedEncoder()
         encoder.fingerprint = b"o" * 32
         async with running(encoder) as pool:
             with of_kind(FingerprintMismatch):
-                await pool.choose(HASHES[0])
+                await pool.choose(FINGERPRINT, HASHES[0])
             encoder.fingerprint = FINGERPRINT
             await until_ready(pool, 1)
 

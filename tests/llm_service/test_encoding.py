@@ -21,11 +21,13 @@ from protos.errors import (
     FingerprintMismatch,
     InvalidRequest,
     ModelError,
+    Overloaded,
     ServingError,
     Unavailable,
 )
 from protos.frames import EncodeEvent
 from tests.llm_service.scripted_encoder import (
+    FINGERPRINT,
     HIDDEN_SIZE,
     TOKENS_PER_TILE,
     EncoderSide,
@@ -48,6 +50,7 @@ from tests.llm_service.test_encode_stream import assert_ended, assert_no_tasks_b
 
 PICTURES = [make_picture(b"a cat"), make_picture(b"a dog")]
 NUM_TILES = 3
+SALT = b"salt"
 ALL = [TileId(medium, tile) for medium in range(2) for tile in range(NUM_TILES)]
 
 
@@ -57,6 +60,7 @@ class Request:
 
     pool: EncoderPool
     layouts: LayoutCache
+    cache_salt: bytes = SALT
     tiles: list[TileId] = field(default_factory=list)
     values: dict[TileId, torch.Tensor] = field(default_factory=dict)
     errors: list[ServingError] = field(default_factory=list)
@@ -69,7 +73,7 @@ class Request:
             self.layouts,
             HIDDEN_SIZE,
             (("x-request-id", "r"),),
-            b"salt",
+            self.cache_salt,
             0,
             on_tile=self.take,
             on_error=self.fail,
@@ -108,8 +112,8 @@ class Scene:
     pool: EncoderPool
     layouts: LayoutCache
 
-    def request(self) -> Request:
-        request = Request(self.pool, self.layouts)
+    def request(self, cache_salt: bytes = SALT) -> Request:
+        request = Request(self.pool, self.layouts, cache_salt)
         self.requests.append(request)
         return request
 
@@ -124,7 +128,7 @@ class Scene:
         by_target = {encoder.target: encoder for encoder in self.encoders}
         while len(self._order) < len(self.encoders):
             excluded = [encoder.target for encoder in self._order]
-            connection = await self.pool.choose(PICTURES[0].content_hash, excluded)
+            connection = await self.pool.choose(FINGERPRINT, PICTURES[0].content_hash, excluded)
             self._order.append(by_target[connection.target])
 
 
@@ -278,9 +282,15 @@ class TestKnownPictures:
             side = it.encoders[0].sides[1]
             assert side.opening.initial_credit == 0 and side.granted == ALL[2:4]
 
+    async def test_another_cache_salt_does_not_know_them(self) -> None:
+        async with scene(initial_credit=2) as it:
+            await it.request(b"tenant").encoding.layout()
+            await it.request(b"another").encoding.layout()
+            assert len(it.encoders[0].sides) == 2
+
     async def test_of_which_only_some_are_known_get_no_credit(self) -> None:
         async with scene(initial_credit=2) as it:
-            it.layouts.put(PICTURES[1].content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
+            it.layouts.put(SALT, PICTURES[1].content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
             request = it.request()
             await request.encoding.layout()
             assert it.encoders[0].sides[0].opening.initial_credit == 0
@@ -289,7 +299,9 @@ class TestKnownPictures:
         """The prompt has been made for the remembered lengths."""
         async with scene() as it:
             for picture in PICTURES:
-                it.layouts.put(picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * (NUM_TILES + 1)))
+                it.layouts.put(
+                    SALT, picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * (NUM_TILES + 1))
+                )
             request = it.request()
             await request.encoding.layout()
             request.encoding.want(ALL[0])
@@ -299,11 +311,11 @@ class TestKnownPictures:
     def test_the_least_recently_used_is_forgotten(self) -> None:
         cache = LayoutCache(max_entries=2)
         layouts = [PictureLayout((number,)) for number in range(3)]
-        cache.put(b"0", layouts[0])
-        cache.put(b"1", layouts[1])
-        assert cache.get(b"0") == layouts[0]
-        cache.put(b"2", layouts[2])
-        assert [cache.get(key) for key in (b"0", b"1", b"2")] == [layouts[0], None, layouts[2]]
+        cache.put(SALT, b"0", layouts[0])
+        cache.put(SALT, b"1", layouts[1])
+        assert cache.get(SALT, b"0") == layouts[0]
+        cache.put(SALT, b"2", layouts[2])
+        assert [cache.get(SALT, key) for key in (b"0", b"1", b"2")] == [layouts[0], None, layouts[2]]
 
 
 def dies_after(count: int) -> Script:
@@ -398,6 +410,19 @@ class TestFailover:
             assert len(await request.encoding.layout()) == 2
             assert len(it.in_order()[1].sides) == 1
 
+    async def test_a_full_encoder_is_passed_over_and_stays_in_the_pool(self) -> None:
+        async with scene(refuses(Overloaded("full", retry_after_s=3.0)), honest) as it:
+            request = it.request()
+            await request.encoding.layout()
+            assert len(it.in_order()[1].sides) == 1 and it.pool.num_ready == 2
+
+    async def test_when_all_are_full_the_request_is_told_so(self) -> None:
+        async with scene(*[refuses(Overloaded("full", retry_after_s=3.0))] * 2) as it:
+            with pytest.raises(Overloaded) as raised:
+                await it.request().encoding.layout()
+            assert raised.value.retry_after_s == 3.0
+            assert [len(encoder.sides) for encoder in it.encoders] == [1, 1]
+
     async def test_a_layout_that_does_not_come_is_asked_of_the_next(self) -> None:
         async def stuck(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
             await hang()
@@ -435,7 +460,7 @@ class TestFailover:
     async def test_with_a_known_picture_the_request_fails_once_too(self) -> None:
         async with scene(refuses(Unavailable("a"))) as it:
             for picture in PICTURES:
-                it.layouts.put(picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
+                it.layouts.put(SALT, picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
             request = it.request()
             await request.encoding.layout()
             for tile in ALL:
@@ -467,6 +492,29 @@ class TestFailover:
             request.encoding.want(ALL[1])
             await request.arrived(2)
             assert all_correct(request, ALL[:2])
+
+    @pytest.mark.parametrize("granted_first", [0, 1], ids=["while nothing is wanted", "as a tile is wanted"])
+    async def test_a_stream_that_the_encoder_found_idle_is_opened_again(self, granted_first: int) -> None:
+        """Requests that wait in the queue ask for nothing for minutes."""
+
+        async def idle(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            for _ in range(granted_first):
+                await side.next_grant()
+            it.encoders[0].script = beating(honest)
+            raise DeadlineExceeded("the stream is idle", field="grant")
+
+        async with scene(idle, initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            if not granted_first:
+                await assert_ended(it.encoders[0])
+                await asyncio.sleep(0.05)
+            request.encoding.want(ALL[0])
+            request.encoding.want(ALL[1])
+            await request.arrived(2)
+            assert all_correct(request, ALL[:2]) and not request.errors
 
     async def test_a_bug_of_ours_ends_the_request(self) -> None:
         async with scene(initial_credit=0) as it:

@@ -19,6 +19,7 @@ from tests.llm_service.fakes import (
     World,
     alone,
     generate,
+    num_granted,
     prompt_input,
     store_granted,
 )
@@ -122,7 +123,7 @@ async def test_aborting_every_choice_frees_all_and_the_slots_with_close(client, 
     for index in range(2):
         request.abort_choice(index)
     await until(lambda: not served.world.scheduler.groups)
-    assert served.world.store.num_granted == 1
+    assert num_granted(served.world.store) == 1
     request.close()
     await until(served.world.is_free)
 

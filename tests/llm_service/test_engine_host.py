@@ -31,6 +31,7 @@ from tests.llm_service.fakes import (
     alone,
     generate,
     layout,
+    num_granted,
     prompt_input,
     store_granted,
 )
@@ -115,7 +116,7 @@ class TestFrontEndsThatLeave:
         """Requests at several stages: decoding, waiting for a tile, in the queue."""
         for request_id, parts in enumerate([[6], [5, Tile("a"), 2], [Tile("b"), 3]]):
             connection.sendall(encode_frame(add_request(request_id, parts)))
-        await until(lambda: served.world.store.num_granted == 2)
+        await until(lambda: num_granted(served.world.store) == 2)
 
     @pytest.mark.parametrize("farewell", ["close", "shutdown", "garbage"])
     async def test_its_blocks_and_slots_come_back(self, serve, farewell):
@@ -146,7 +147,7 @@ class TestFrontEndsThatLeave:
         )
         frames = encode_frame(add_request(0, [5, Tile("a"), 2])) + encode_frame(add_request(1, [6]))
         with subprocess.Popen([sys.executable, "-c", program, str(served.path), frames.hex()]) as process:
-            await until(lambda: served.world.store.num_granted == 1)
+            await until(lambda: num_granted(served.world.store) == 1)
             os.kill(process.pid, signal.SIGKILL)
         await until(served.world.is_free, "freedom")
         await until(lambda: is_idle(client), "the news")
@@ -224,7 +225,7 @@ class TestFailedSteps:
             await generate(second, [6])
         with pytest.raises(ModelError):
             await waiting.next_event()
-        assert served.world.store.num_granted == 1, "its front end may be writing still"
+        assert num_granted(served.world.store) == 1, "its front end may be writing still"
         waiting.close()
         assert await generate(first, [5, Tile("a"), 2]) == alone([5, Tile("a"), 2])
         await until(lambda: is_idle(first) and is_idle(second))
@@ -237,7 +238,7 @@ class TestFailedSteps:
         client = await EngineClient.connect(served.path)
         connection = served.connect()
         connection.sendall(b"".join(encode_frame(add_request(i, [Tile("late"), 2])) for i in range(3)))
-        await until(lambda: served.world.store.num_granted == 1)
+        await until(lambda: num_granted(served.world.store) == 1)
         connection.shutdown(0)
         served.world.runner.num_failures = 1
         with pytest.raises(ModelError):
@@ -324,7 +325,7 @@ async def test_request_ids_of_two_front_ends_do_not_meet(serve):
     first.sendall(encode_frame(add_request(0, [Tile("late"), 2])))
     second.sendall(encode_frame(add_request(0, [6])) + encode_frame(AbortRequest(0)))
     await until(lambda: len(served.world.scheduler.waiting) == 1)
-    assert served.world.store.num_granted == 1
+    assert num_granted(served.world.store) == 1
     first.close()
     second.close()
     await until(served.world.is_free, "freedom")

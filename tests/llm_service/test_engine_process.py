@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -200,27 +201,53 @@ async def test_engine_processes_end_with_a_parent_that_is_killed(checkpoint):
     await wait_until_dead(ranks, 2)
 
 
-async def test_an_engine_process_that_waits_for_another_rank_ends_with_its_parent(checkpoint, tmp_path):
+def launch(checkpoint, folder, config, **options):
+    """Rank 0 as a process of its own."""
     settings = EngineSettings(
         model=str(checkpoint),
-        engine=EngineConfig(device="cpu", tensor_parallel_size=2),
+        engine=config,
         rank=0,
-        socket_path=str(tmp_path / "engine.sock"),
-        ranks_path=str(tmp_path / "ranks.sock"),
-        rendezvous_path=str(tmp_path / "rendezvous"),
+        socket_path=str(folder / "engine.sock"),
+        ranks_path=str(folder / "ranks.sock"),
+        rendezvous_path=str(folder / "rendezvous"),
         log_level="INFO",
     )
     command = [sys.executable, "-m", "llm_service.engine_process"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, **options)
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(settings) + b"\n")
     process.stdin.flush()
+    return process
+
+
+async def test_an_engine_process_that_waits_for_another_rank_ends_with_its_parent(checkpoint, tmp_path):
+    process = launch(checkpoint, tmp_path, EngineConfig(device="cpu", tensor_parallel_size=2))
     async with asyncio.timeout(60):
         while not (tmp_path / "rendezvous").exists():
             await asyncio.sleep(0.02)
     process.stdin.close()
     await wait_until_dead([process.pid], 2)
     assert process.wait() == 1
+
+
+def limit_files():
+    """No file, and no shared memory, of more than 64 KiB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+
+def test_too_little_shared_memory_is_one_line_that_names_the_flag(checkpoint, tmp_path):
+    with launch(checkpoint, tmp_path, CONFIG, stderr=subprocess.PIPE, preexec_fn=limit_files) as process:
+        message = process.stderr.read().decode()
+    assert process.returncode == 1 and "Traceback" not in message
+    assert "error: visual_store_gib 0.001: " in message.splitlines()[-1]
+    assert not list(tmp_path.glob("engine.sock*"))
+
+
+def test_a_socket_that_cannot_be_made_is_one_line_that_names_the_flag(checkpoint, tmp_path):
+    with launch(checkpoint, tmp_path / ("x" * 100), CONFIG, stderr=subprocess.PIPE) as process:
+        message = process.stderr.read().decode()
+    assert process.returncode == 1 and "Traceback" not in message
+    assert message.splitlines()[-1].startswith("error: engine_socket ")
 
 
 async def test_a_rank_that_dies_ends_the_engine_and_fails_its_requests(checkpoint):

@@ -10,6 +10,7 @@ import pytest
 from llm_service.from_proto import (
     MAX_CACHE_SALT_BYTES,
     RequestLimits,
+    detokenize_from_proto,
     generation_from_proto,
     messages_from_proto,
     sampling_params_from_proto,
@@ -19,10 +20,12 @@ from llm_service.prompt import ImagePart, Message, TextPart
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
-from protos.errors import InvalidRequest
+from protos.errors import ContextLengthExceeded, InvalidRequest
 from protos.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
-LIMITS = RequestLimits(vocab_size=100, max_images=3, max_image_tiles=40, max_request_bytes=64)
+LIMITS = RequestLimits(
+    vocab_size=100, max_model_len=1000, max_images=3, max_image_tiles=40, max_request_bytes=64
+)
 METADATA = (("x-request-id", "r"),)
 
 
@@ -247,3 +250,20 @@ def test_limits_come_from_the_service() -> None:
     request = pb.GenerateRequest(messages=[user(image(b"x" * 9))])
     tight = replace(LIMITS, max_request_bytes=8)
     assert field_of_refusal(request, limits=tight) == "messages[0].parts[0].image.data"
+
+
+class TestLengths:
+    """Millions of ids are refused by their number, before anything walks over them."""
+
+    def test_a_prompt_leaves_room_for_a_token(self) -> None:
+        assert len(read(pb.GenerateRequest(prompt_token_ids=[1] * 999)).prompt_token_ids) == 999
+        with pytest.raises(ContextLengthExceeded, match="1000 tokens") as raised:
+            read(pb.GenerateRequest(prompt_token_ids=[500] * 1000))
+        assert raised.value.field == "prompt_token_ids"
+
+    def test_what_is_detokenized_is_at_most_a_context(self) -> None:
+        fits = pb.DetokenizeRequest(token_ids=[1] * 1000)
+        assert detokenize_from_proto(fits, LIMITS) == [1] * 1000
+        with pytest.raises(InvalidRequest, match="1001 token ids, at most 1000") as raised:
+            detokenize_from_proto(pb.DetokenizeRequest(token_ids=[500] * 1001), LIMITS)
+        assert raised.value.field == "token_ids"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import weakref
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from llm_service.choice import ChoiceDelta, ChoiceFinished
 from llm_service.encode_stream import TileId
 from llm_service.generation import (
+    LONG_TEXT_CHARS,
     Backends,
     Generation,
     GenerationEvent,
@@ -27,7 +29,7 @@ from llm_service.generation import (
     GenerationUsage,
     ImageInput,
 )
-from llm_service.prompt import ImagePart, Message, TextPart
+from llm_service.prompt import ImagePart, Message, PromptBuilder, PromptLayout, TextPart
 from llm_service.sampling_params import SamplingParams
 from protos.errors import (
     ContextLengthExceeded,
@@ -38,6 +40,7 @@ from protos.errors import (
     Unavailable,
 )
 from protos.frames import EncodeEvent
+from tests.llm_service.fakes import num_granted
 from tests.llm_service.front_end import EOS_ID, front_end
 from tests.llm_service.scripted_encoder import (
     EncoderSide,
@@ -104,6 +107,22 @@ class Answer:
     @property
     def text(self) -> str:
         return self.texts[0]
+
+
+class HeldPrompts:
+    """Tokenization of long texts takes until `released`."""
+
+    def __init__(self, prompts: PromptBuilder) -> None:
+        self._prompts = prompts
+        self.context_id = prompts.context_id
+        self.default_stop_token_ids = prompts.default_stop_token_ids
+        self.released = threading.Event()
+
+    def layout(self, messages: list[Message]) -> PromptLayout:
+        if any(isinstance(part, TextPart) and len(part.text) > LONG_TEXT_CHARS for part in messages[0].parts):
+            self.released.wait()
+            raise InvalidRequest("held", field="messages")
+        return self._prompts.layout(messages)
 
 
 async def run(backends: Backends, request: GenerationInput) -> Answer:
@@ -333,6 +352,21 @@ class TestRefusals:
                 await run(it.backends, ask(token_ids=(7,) * 48))
             assert raised.value.field == "prompt_token_ids"
 
+    async def test_prompts_of_others_do_not_wait_for_long_texts(self) -> None:
+        async with front_end() as it:
+            prompts = HeldPrompts(it.backends.prompts)
+            backends = replace(it.backends, prompts=prompts)  # type: ignore[arg-type]
+            more_than_threads = [ask("x" * (LONG_TEXT_CHARS + 1)) for _ in range(40)]
+            long_ones = [asyncio.create_task(run(backends, request)) for request in more_than_threads]
+            try:
+                answer = await asyncio.wait_for(run(backends, ask()), 10)
+                assert answer.text and not any(task.done() for task in long_ones)
+            finally:
+                prompts.released.set()
+            for task in long_ones:
+                with of_kind(InvalidRequest, "held"):
+                    await task
+
     async def test_one_that_is_too_long_with_its_pictures(self) -> None:
         async with front_end(num_blocks=10) as it:
             assert len((await run(it.backends, ask("x", CAT, max_tokens=1))).finished) == 1
@@ -445,7 +479,7 @@ class TestLeaving:
         async with front_end(ScriptedEncoder(beating(withholding)), initial_credit=0) as it:
             running = asyncio.create_task(run(it.backends, ask("what", CAT)))
             async with asyncio.timeout(2):
-                while it.engine.store.num_granted == 0:
+                while num_granted(it.engine.store) == 0:
                     await asyncio.sleep(0.005)
             running.cancel()
             release.set()

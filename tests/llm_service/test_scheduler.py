@@ -5,7 +5,7 @@ import random
 import pytest
 
 from llm_service.sequence import FinishReason, SequenceStatus
-from tests.llm_service.fakes import Tile, World, alone, outputs
+from tests.llm_service.fakes import Tile, World, alone, num_granted, outputs
 
 WAITING, RUNNING = SequenceStatus.WAITING, SequenceStatus.RUNNING
 
@@ -496,7 +496,7 @@ class TestAborts:
         world = World()
         group = world.add([6, Tile("cat"), 2])
         world.step()
-        assert world.store.num_granted == 1
+        assert num_granted(world.store) == 1
         self.abort(world, group)
 
     def test_before_anything_was_computed_but_a_slot_is_granted(self):

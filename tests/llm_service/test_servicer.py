@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +34,8 @@ from protos.errors import (
 from protos.frames import EncodeEvent
 from protos.options import SHARED_OPTIONS
 from protos.statuses import error_from_rpc
+from tests.checkpoints import make_checkpoint
+from tests.llm_service.fakes import num_granted
 from tests.llm_service.front_end import EOS_ID, SPECIAL, FrontEnd, front_end
 from tests.llm_service.scripted_encoder import (
     EncoderSide,
@@ -41,6 +47,7 @@ from tests.llm_service.scripted_encoder import (
     refuses,
 )
 from tests.llm_service.test_from_proto import image, preprocessing, text, user
+from tests.processes import ServiceProcess
 
 CONTEXT_ID = SPECIAL.index("<IMG_CONTEXT>")
 
@@ -247,7 +254,7 @@ class TestCancel:
         async with serving(ScriptedEncoder(beating(stuck))) as it:
             call = it.stub.Generate(ask(image(b"1")))
             assert (await call.read()).HasField("started")
-            await wait_for(lambda: it.front.engine.store.num_granted > 0)
+            await wait_for(lambda: num_granted(it.front.engine.store) > 0)
             call.cancel()
             await it.front.nothing_is_left()
 
@@ -329,6 +336,14 @@ class TestTokens:
             error = await it.refusal(it.stub.Detokenize(pb.DetokenizeRequest(token_ids=[1, 64])))
             assert error.field == "token_ids[1]"
 
+    async def test_more_token_ids_than_a_context_holds(self) -> None:
+        async with serving() as it:
+            error = await it.refusal(it.stub.Detokenize(pb.DetokenizeRequest(token_ids=[7] * 257)))
+            assert type(error) is InvalidRequest and error.field == "token_ids"
+            request = pb.GenerateRequest(prompt_token_ids=[7] * 256)
+            error = await it.refusal(collect(it.stub.Generate(request)))
+            assert type(error) is ContextLengthExceeded and error.field == "prompt_token_ids"
+
 
 class TestModel:
     async def test_says_what_is_loaded_and_its_limits(self) -> None:
@@ -355,3 +370,39 @@ class TestModel:
             async with asyncio.timeout(2):
                 while (await it.stub.GetModel(pb.GetLanguageModelRequest())).kv_cache_usage > 0:
                     await asyncio.sleep(0.01)
+
+
+@pytest.mark.slow
+class TestJoin:
+    """`tessera llm` as a process, with an engine that others share."""
+
+    def test_another_models_engine_is_refused_and_its_own_is_joined(self, tmp_path: Path) -> None:
+        checkpoint = make_checkpoint(tmp_path / "a", "qwen3", "chat")
+        other = make_checkpoint(tmp_path / "b", "qwen2", "chat")
+        flags = ("--port", "0", "--engine-socket", str(tmp_path / "engine.sock"), "--kv-cache-gib", "0.02")
+        owner = ServiceProcess("llm", str(checkpoint), *flags)
+        try:
+            refused = subprocess.run(
+                [sys.executable, "-m", "deploy", "llm", str(other), *flags],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert refused.returncode == 1 and "Traceback" not in refused.stderr
+            assert "its engine serves another model" in refused.stderr.splitlines()[-1]
+            joined = ServiceProcess("llm", str(checkpoint), *flags)
+            assert sum("joined the engine" in line for line in joined.log) == 1
+            assert joined.stop() == 0 and owner.process.poll() is None
+        finally:
+            owner.stop()
+
+    def test_a_killed_engines_socket_is_replaced(self, tmp_path: Path) -> None:
+        checkpoint = make_checkpoint(tmp_path, "qwen3", "chat")
+        path = tmp_path / "engine.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+            stale.bind(str(path))
+        flags = ("--port", "0", "--engine-socket", str(path), "--kv-cache-gib", "0.02")
+        service = ServiceProcess("llm", str(checkpoint), *flags)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(path))
+        assert service.stop() == 0

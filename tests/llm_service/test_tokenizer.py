@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import threading
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,19 @@ def test_random_texts_equal_the_remote_slow_class(internlm2: Path) -> None:
     for _ in range(300):
         text = "".join(rng.choices(words, k=rng.randint(0, 12)))
         assert whole_string_ids(tokenizer, text) == remote(text), text
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(byte_level: Path, internlm2: Path) -> None:
+    """The event loop is one of them: all streams would stop for as long as somebody's megabyte takes."""
+    for folder in (byte_level, internlm2):
+        tokenizer = load_tokenizer(folder)
+        encoding = threading.Thread(target=tokenizer.encode_plain, args=("The fox, " * 100_000,))
+        encoding.start()
+        turns = 0
+        while encoding.is_alive():
+            time.sleep(0.001)
+            turns += 1
+        assert turns > 20, folder
 
 
 def test_an_unused_piece_that_became_a_special_token_is_spelled_out(internlm2: Path) -> None:

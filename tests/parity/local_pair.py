@@ -29,7 +29,7 @@ from llm_service.sequence import QueueRank, SequenceGroup, VisualTile
 from llm_service.tokenizer import load_tokenizer
 from llm_service.visual_memory import VisualMemory
 from protos.checkpoint import open_checkpoint
-from protos.fingerprint import content_hash
+from protos.fingerprint import content_hash, language_digest
 from tests.parity.scenarios import Picture, Scenario
 
 CPU = torch.device("cpu")
@@ -46,6 +46,7 @@ class LocalPair:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         checkpoint = open_checkpoint(str(folder))
+        self.language_digest = language_digest(checkpoint)
         self.vision = VisionEncoder.load(checkpoint, CPU)
         self.prompts = PromptBuilder.from_checkpoint(checkpoint, load_tokenizer(checkpoint.folder))
         self.backend = select_backend("auto", CPU)

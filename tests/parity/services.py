@@ -185,6 +185,7 @@ def hosted(engine: LocalEngine, folder: Path) -> Iterator[Path]:
         slot_tokens=capacity.slot_tokens,
         num_blocks=capacity.num_blocks,
         block_size=pair.backend.block_size,
+        language_digest=pair.language_digest,
     )
     host = EngineHost(engine.engine, listener, ready, engine.memory.fd, max_waiting=64)
     thread = threading.Thread(target=host.run, name="engine")

@@ -86,6 +86,14 @@ def test_an_optional_json_file_is_read_or_absent(tmp_path: Path) -> None:
     assert checkpoint.read_json("chat_template.json") is None
 
 
+ESCAPES: dict[str, Any] = {
+    "shard above the folder": "../outside.safetensors",
+    "shard elsewhere": "/outside.safetensors",
+    "shard is a parent": "..",
+    "shard is no name": ["a.safetensors"],
+}
+
+
 def damaged(tmp_path: Path, what: str) -> Path:
     """A folder with one thing wrong."""
     folder = write_folder(tmp_path, [dict(list(CHAT.items())[:2]), dict(list(CHAT.items())[2:])])
@@ -93,6 +101,11 @@ def damaged(tmp_path: Path, what: str) -> Path:
     weight_map = json.loads(index.read_text())["weight_map"]
     if what == "index names a missing tensor":
         index.write_text(json.dumps({"weight_map": weight_map | {"mlp1.9.weight": first.name}}))
+    elif what == "index without a map":
+        index.write_text(json.dumps({"weight_map": [first.name]}))
+    elif what in ESCAPES:
+        first.rename(tmp_path / "outside.safetensors")
+        index.write_text(json.dumps({"weight_map": weight_map | {"mlp1.0.weight": ESCAPES[what]}}))
     elif what == "shard is missing":
         first.unlink()
     elif what == "stray tensor":
@@ -124,6 +137,8 @@ def damaged(tmp_path: Path, what: str) -> Path:
     ("what", "message"),
     [
         ("index names a missing tensor", "names tensors that its shards lack: mlp1.9.weight"),
+        ("index without a map", "index.json: weight_map is not a JSON object"),
+        *((what, "weight_map: mlp1.0.weight lies in .*, not in a file beside it") for what in ESCAPES),
         ("shard is missing", "model-00001-of-00002.safetensors is missing"),
         ("stray tensor", "unused tensors .*: optimizer.step"),
         ("config is missing", "config.json is missing"),
@@ -141,6 +156,25 @@ def damaged(tmp_path: Path, what: str) -> Path:
 def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path, what: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(damaged(tmp_path, what)))
+
+
+def test_shards_may_be_links_out_of_the_folder(tmp_path: Path) -> None:
+    """As in a hub's snapshot."""
+    shards = [dict(list(CHAT.items())[:2]), dict(list(CHAT.items())[2:])]
+    folder = write_folder(tmp_path / "snapshot", shards)
+    for file in list(folder.glob("*.safetensors")):
+        file.rename(tmp_path / f"blob-{file.name}")
+        file.symlink_to(tmp_path / f"blob-{file.name}")
+    assert open_checkpoint(str(folder)).tensors.keys() == CHAT.keys()
+
+
+@pytest.mark.parametrize("value", [None, 5])
+def test_a_section_that_config_json_lacks_is_named(tmp_path: Path, value: Any) -> None:
+    folder = write_folder(tmp_path, [CHAT], CONFIG | {"llm_config": value})
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.section("vision_config") == CONFIG["vision_config"]
+    with pytest.raises(CheckpointError, match="config.json: llm_config is missing"):
+        checkpoint.section(checkpoint.language_section)
 
 
 def test_many_missing_tensors_are_counted_not_listed(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from protos import tensor_pb2
-from protos.checkpoint import Checkpoint, open_checkpoint
-from protos.fingerprint import SAMPLE_BYTES, FingerprintBase, content_hash
-from tests.protos.folders import write_folder
+from protos.checkpoint import Checkpoint, CheckpointFormat, open_checkpoint
+from protos.fingerprint import SAMPLE_BYTES, FingerprintBase, content_hash, language_digest
+from tests.protos.folders import CONFIG, write_folder
 
 FLOAT32, BFLOAT16 = tensor_pb2.DTYPE_FLOAT32, tensor_pb2.DTYPE_BFLOAT16
 SAMPLED = "vision_model.encoder.layers.0.mlp.fc1.weight"
@@ -145,3 +145,36 @@ def test_a_file_that_shrank_is_read_without_a_crash(tmp_path: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-8])
     assert fingerprint(checkpoint) != whole
+
+
+class TestLanguageDigest:
+    def test_settings_shapes_and_bytes_count_and_the_vision_half_does_not(self, tmp_path: Path) -> None:
+        lm_head = torch.ones(9, 8)
+        zeros = {SAMPLED: torch.zeros(100, 40)}
+        digests = [
+            digest_of(tmp_path / str(number), tensors() | changes, settings)
+            for number, (changes, settings) in enumerate(
+                [
+                    ({}, {"a": 1}),
+                    (zeros, {"a": 1}),
+                    ({"language_model.lm_head.weight": lm_head}, {"a": 1}),
+                    ({"language_model.lm_head.weight": lm_head.half()}, {"a": 1}),
+                    ({"language_model.lm_head.weight": lm_head.view(8, 9)}, {"a": 1}),
+                    ({}, {"a": 2}),
+                ]
+            )
+        ]
+        assert digests[0] == digests[1] and len(set(digests)) == 5 and len(digests[0]) == 32
+
+    def test_without_weights_on_disk_the_settings_count(self, tmp_path: Path) -> None:
+        """As with --load-format dummy."""
+        digests = [
+            language_digest(Checkpoint(tmp_path, {"llm_config": {"a": value}}, CheckpointFormat.CHAT, {}))
+            for value in (1, 1, 2)
+        ]
+        assert digests[0] == digests[1] != digests[2]
+
+
+def digest_of(folder: Path, weights: Mapping[str, torch.Tensor], settings: dict[str, Any]) -> bytes:
+    config = CONFIG | {"llm_config": settings}
+    return language_digest(open_checkpoint(str(write_folder(folder, [weights], config))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -111,6 +112,13 @@ def test_garbage_raises_protobufs_error_or_reads_as_protobuf_reads_it() -> None:
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         assert_reads_as_protobuf(bytes(damaged))
         assert_reads_as_protobuf(rng.randbytes(rng.randint(0, 40)))
+
+
+def test_an_endless_varint_is_refused_at_once() -> None:
+    start = time.monotonic()
+    for head in (b"", bytes([8]), bytes([3, 8])):
+        assert_reads_as_protobuf(bytes([15 << 3 | 2]) + head + b"\xff" * (1 << 19))
+    assert time.monotonic() - start < 1
 
 
 def assert_reads_as_protobuf(data: bytes) -> None:

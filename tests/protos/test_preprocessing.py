@@ -71,3 +71,17 @@ def test_a_tile_that_is_no_square_is_refused(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"max_patches": 6}')
     with pytest.raises(CheckpointError, match=r"image_size \[448, 224\] is not square"):
         hf(tmp_path, vision_config={"image_size": [448, 224], "patch_size": 14})
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        (None, "config.json: vision_config is missing"),
+        ({"image_size": 448}, r"config.json: vision_config.patch_size is None, no number"),
+    ],
+)
+def test_a_setting_that_is_missing_is_named(tmp_path: Path, vision: Any, message: str) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"max_patches": 6}')
+    for read in (chat, lambda **changes: hf(tmp_path, **changes)):
+        with pytest.raises(CheckpointError, match=message):
+            read(vision_config=vision)

@@ -27,7 +27,7 @@ from protos.errors import (
     Unavailable,
 )
 from protos.frames import EncodeEvent
-from protos.statuses import DOMAIN, error_from_rpc, error_to_status
+from protos.statuses import DOMAIN, carries_our_details, error_from_rpc, error_to_status
 from tests.protos.conftest import ScriptedEncoder, running
 
 STATUS_OF = {
@@ -166,3 +166,44 @@ def test_the_status_is_what_other_languages_expect() -> None:
     assert (info.reason, info.domain) == ("overloaded", DOMAIN)
     assert [violation.field for violation in request.field_violations] == ["n"]
     assert retry.retry_delay.ToTimedelta().total_seconds() == 0.5
+
+
+def rpc_error_with(code: grpc.StatusCode, details_bin: bytes) -> grpc.aio.AioRpcError:
+    trailers = grpc.aio.Metadata(("grpc-status-details-bin", details_bin))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, "as told")
+
+
+DETAILS = error_to_status(Overloaded("as told", retry_after_s=1.0)).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("code", "details_bin"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, DETAILS),
+        (grpc.StatusCode.UNAVAILABLE, b"\xff\xff no protobuf"),
+        (grpc.StatusCode.UNAVAILABLE, b""),
+    ],
+    ids=["another code", "garbage", "empty"],
+)
+def test_details_that_contradict_their_status_leave_the_bare_code(
+    code: grpc.StatusCode, details_bin: bytes
+) -> None:
+    error = rpc_error_with(code, details_bin)
+    arrived = error_from_rpc(error)
+    assert (type(arrived), arrived.retry_after_s) == (Unavailable, None)
+    assert not carries_our_details(error)
+
+
+def test_a_damaged_detail_is_passed_over() -> None:
+    status = error_to_status(Overloaded("as told", retry_after_s=1.0))
+    status.details[0].value = b"\xff\xff"
+    arrived = error_from_rpc(rpc_error_with(grpc.StatusCode.RESOURCE_EXHAUSTED, status.SerializeToString()))
+    assert (type(arrived), arrived.message, arrived.retry_after_s) == (Overloaded, "as told", 1.0)
+
+
+def test_only_our_own_services_details_are_ours() -> None:
+    assert carries_our_details(rpc_error_with(grpc.StatusCode.RESOURCE_EXHAUSTED, DETAILS))
+    status = error_to_status(Overloaded("as told"))
+    status.details[0].Pack(error_details_pb2.ErrorInfo(reason="overloaded", domain="proxy.example"))
+    foreign = rpc_error_with(grpc.StatusCode.RESOURCE_EXHAUSTED, status.SerializeToString())
+    assert not carries_our_details(foreign)
