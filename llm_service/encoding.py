@@ -209,12 +209,10 @@ class Encoding:
 
     async def _end(self, stream: EncodeStream, error: ServingError) -> None:
         """The encoder ends streams that ask for nothing for a while, as those of queued requests may."""
-        if not self._wanted:
-            return  # the next `want` opens another one
-        if isinstance(error, DeadlineExceeded) and not stream.has_given_up:
-            await self._reopen()
-        else:
+        if not isinstance(error, DeadlineExceeded) or stream.has_given_up:
             self._on_error(error)
+        elif self._wanted:
+            await self._reopen()
 
     async def _fail_over(self, connection: EncoderConnection, error: ServingError) -> None:
         self._give_up_on(connection, error)
