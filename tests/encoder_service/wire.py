@@ -128,8 +128,10 @@ def gradient(seed: int = 0, width: int = 4 * SIDE, height: int = 3 * SIDE, forma
 
 
 def corrupt_pixels(picture: bytes) -> bytes:
-    """A JPEG with a valid header and no usable pixels behind it."""
-    return picture[: picture.index(b"\xff\xda")]
+    """A JPEG with valid headers, that of its scan included, and no usable pixels behind them."""
+    scan = picture.index(b"\xff\xda")
+    length = int.from_bytes(picture[scan + 2 : scan + 4], "big")
+    return picture[: scan + 2 + length]
 
 
 def opening(pictures: Sequence[bytes], **fields: Any) -> encoder_pb2.EncodeRequest:
