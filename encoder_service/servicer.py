@@ -28,13 +28,12 @@ from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest, Overloaded
 from protos.fingerprint import FingerprintBase, content_hash
 from protos.frames import EncodeEvent, TileFrame
-from protos.options import MAX_CHUNK_BYTES
+from protos.options import HEARTBEAT_INTERVAL_S, MAX_CHUNK_BYTES
 from protos.preprocessing import Preprocessing
 from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
 from protos.tensors import dtype_to_proto, tensor_bytes
 
-HEARTBEAT_INTERVAL_S = 0.2
 RETRY_AFTER_S = 1.0
 # Tiles granted and not yet cut, of one stream: several times what the largest layout has.
 MAX_WAITING_GRANTS = 16_384

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protos.channel import ClientTlsConfig
-from protos.options import MAX_MESSAGE_BYTES
+from protos.options import HEARTBEAT_INTERVAL_S, MAX_MESSAGE_BYTES
 from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -14,7 +14,6 @@ DEVICES = ("auto", "cpu", "cuda")
 ATTENTION_BACKENDS = ("auto", "sdpa")
 # Beside the pictures a request has text and settings.
 MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)
-HEARTBEAT_INTERVAL_S = 0.2  # of an encoder, by the contract
 
 
 @dataclass(frozen=True)

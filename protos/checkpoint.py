@@ -175,7 +175,7 @@ def _index_tensors(folder: Path) -> dict[str, TensorEntry]:
     headers = {shard: _read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     missing = sorted(name for name, shard in weight_map.items() if name not in headers[shard])
     if missing:
-        raise CheckpointError(f"{index}: names tensors that its shards lack: {_some(missing)}")
+        raise CheckpointError(f"{index}: names tensors that its shards lack: {listing(missing)}")
     return {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
@@ -211,9 +211,10 @@ def _refuse_strays(folder: Path, tensors: Mapping[str, TensorEntry]) -> None:
     known = VISION_PREFIXES + LANGUAGE_PREFIXES
     strays = sorted(name for name in tensors if not name.startswith(known))
     if strays:
-        raise CheckpointError(f"{folder}: unused tensors (of neither half): {_some(strays)}")
+        raise CheckpointError(f"{folder}: unused tensors (of neither half): {listing(strays)}")
 
 
-def _some(names: list[str], shown: int = 8) -> str:
+def listing(names: list[str], shown: int = 8) -> str:
+    """The first of the names, and how many more there are: for messages."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest

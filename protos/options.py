@@ -8,6 +8,9 @@ MAX_MESSAGE_BYTES = 40 << 20
 # Chunks of media on an Encode stream; tiles of 512 KiB to 2 MiB are where gRPC moves most bytes a second.
 MAX_CHUNK_BYTES = 1 << 20
 
+# An encoder that has no tile to send says that it lives; clients count missed beats.
+HEARTBEAT_INTERVAL_S = 0.2
+
 KEEPALIVE_TIME_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 # Must be below the clients' KEEPALIVE_TIME_MS, or the server answers pings with too_many_pings.

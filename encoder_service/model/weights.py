@@ -15,7 +15,7 @@ from torch import nn
 
 from encoder_service.model.config import VisionConfig
 from encoder_service.model.internvit import interpolate_position_embedding
-from protos.checkpoint import Checkpoint, CheckpointError
+from protos.checkpoint import Checkpoint, CheckpointError, listing
 
 POSITION_EMBEDDING = "tower.pos_embed"
 
@@ -102,7 +102,7 @@ def _match(names: Iterable[str], parameters: set[str], config: VisionConfig) -> 
     found = {name: to for name, to in found.items() if not _is_beyond_selected_layer(to, config)}
     unused = sorted(name for name, to in found.items() if to.parameter not in parameters)
     if unused:
-        raise CheckpointError(f"unused tensors in the vision half: {_listing(unused)}")
+        raise CheckpointError(f"unused tensors in the vision half: {listing(unused)}")
     thirds = {to.parameter for to in found.values() if to.third is not None}
     needed = {
         Destination(parameter, third)
@@ -119,7 +119,7 @@ def _refuse_missing_and_doubled(found: dict[str, Destination], needed: set[Desti
         for to in needed - set(found.values())
     )
     if missing:
-        raise CheckpointError(f"tensors missing for the vision model's {_listing(missing)}")
+        raise CheckpointError(f"tensors missing for the vision model's {listing(missing)}")
     names: dict[Destination, str] = {}
     for name, to in found.items():
         if to in names or to not in needed:
@@ -146,8 +146,3 @@ def _target(parameters: dict[str, nn.Parameter], destination: Destination) -> to
     if destination.third is None:
         return parameter
     return parameter.chunk(3)[destination.third]
-
-
-def _listing(names: list[str], shown: int = 8) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest

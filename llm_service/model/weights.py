@@ -14,7 +14,7 @@ from llm_service.attention.base import AttentionBackend
 from llm_service.model.config import DecoderConfig
 from llm_service.model.decoder import Decoder
 from llm_service.parallel import TensorParallel
-from protos.checkpoint import Checkpoint, CheckpointError
+from protos.checkpoint import Checkpoint, CheckpointError, listing
 
 LOAD_FORMATS = ("auto", "dummy")
 DUMMY_STD = 0.02
@@ -159,8 +159,7 @@ def _compare(names: set[str], expected: Iterable[str], checkpoint: Checkpoint) -
     missing = sorted(wanted - names)
     unused = sorted(name for name in names - wanted if not name.endswith(IGNORED_SUFFIXES))
     problems = [
-        f"{problem} tensors: {', '.join(listed[:8])}"
-        + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+        f"{problem} tensors: {listing(listed)}"
         for problem, listed in (("missing", missing), ("unused", unused))
         if listed
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llm_service.parallel import TensorParallel, init
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
@@ -39,7 +40,13 @@ def run_rank(rank: int, size: int, rendezvous: str, folders: list[Path], output:
     half = torch.ones(2, dtype=torch.bfloat16)
     assert parallel.all_reduce(half).tolist() == [size, size]
     parallel.close()
-    torch.save(results, output)
+    save_file(
+        {
+            str(number): logits.clone(memory_format=torch.contiguous_format)
+            for number, logits in enumerate(results)
+        },
+        output,
+    )
 
 
 def test_two_ranks_give_the_logits_of_one(tmp_path):
@@ -47,7 +54,7 @@ def test_two_ranks_give_the_logits_of_one(tmp_path):
         make_checkpoint(tmp_path / str(i), family, "chat", **overrides)
         for i, (family, overrides) in enumerate(CHECKPOINTS.values())
     ]
-    outputs = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
+    outputs = [tmp_path / f"rank{rank}.safetensors" for rank in range(2)]
     context = multiprocessing.get_context("spawn")
     ranks = [
         context.Process(target=run_rank, args=(rank, 2, str(tmp_path / "meet"), folders, output))
@@ -60,8 +67,10 @@ def test_two_ranks_give_the_logits_of_one(tmp_path):
         process.join(timeout=120)
         assert process.exitcode == 0
     for output in outputs:
-        for actual, wanted in zip(torch.load(output), expected, strict=True):
-            torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
+        results = load_file(output)
+        assert len(results) == len(expected)
+        for number, wanted in enumerate(expected):
+            torch.testing.assert_close(results[str(number)], wanted, atol=1e-4, rtol=0)
 
 
 def test_one_rank_needs_no_group():
