@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import make_checkpoint
+
 ROOT = Path(__file__).parent.parent
 SERVICES = ("encoder_service", "llm_service", "gateway")
 PACKAGES = ("protos", *SERVICES, "deploy")
@@ -119,6 +121,34 @@ def test_the_gateway_runs_where_torch_is_not_installed() -> None:
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert "--llm" in finished.stdout
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+from pathlib import Path
+
+sys.modules["transformers"] = None
+import encoder_service.servicer, llm_service.engine, llm_service.engine_process, llm_service.servicer
+from llm_service.prompt import ImagePart, Message, PromptBuilder, TextPart
+from llm_service.tokenizer import load_tokenizer
+from protos.checkpoint import open_checkpoint
+
+checkpoint = open_checkpoint(sys.argv[1])
+tokenizer = load_tokenizer(checkpoint.folder)
+builder = PromptBuilder.from_checkpoint(checkpoint, tokenizer)
+prompt = builder.build([Message("user", (ImagePart(0), TextPart("What is it?")))], [3])
+print(tokenizer.decode(prompt.token_ids, skip_special_tokens=False))
+assert not [name for name in sys.modules if name.startswith("transformers.")]
+"""
+
+
+def test_an_original_checkpoint_is_served_where_transformers_is_not_installed(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "qwen3", "chat")
+    command = [sys.executable, "-c", WITHOUT_TRANSFORMERS, str(folder)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    turn = "<|im_start|>user\n<img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat is it?<|im_end|>\n"
+    assert finished.stdout.endswith(f"{turn}<|im_start|>assistant\n\n")
 
 
 @pytest.mark.parametrize("package", SERVICES)

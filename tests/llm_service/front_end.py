@@ -26,9 +26,10 @@ from llm_service.prompt import PromptBuilder
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler, SchedulerConfig
 from llm_service.templates import ConversationTemplate
-from llm_service.tokenizer import AddedToken, Tokenizer
+from llm_service.tokenizer import Tokenizer
 from llm_service.visual_memory import VisualMemory
 from llm_service.visual_store import VisualStore
+from llm_service.vocabulary import AddedToken
 from tests.llm_service.fakes import SLOT_TOKENS, VOCAB_SIZE, FakeRunner, num_granted
 from tests.llm_service.scripted_encoder import HIDDEN_SIZE, FixedBase, ScriptedEncoder, encoders
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from llm_service.detokenizer import IncrementalDetokenizer
-from llm_service.tokenizer import AddedToken, Tokenizer, load_tokenizer
-from tests.llm_service.test_tokenizer import write_byte_level, write_sentencepiece
+from llm_service.tokenizer import Tokenizer, load_tokenizer
+from llm_service.vocabulary import AddedToken
+from tests.llm_service.vocabularies import write_byte_level, write_sentencepiece
 
 STRINGS = [
     "plain ascii text",

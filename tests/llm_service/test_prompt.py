@@ -25,7 +25,7 @@ from llm_service.templates import CONVERSATION_TEMPLATES, JinjaTemplate
 from llm_service.tokenizer import Tokenizer, load_tokenizer
 from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
 from protos.errors import InvalidRequest, ModelError
-from tests.llm_service.test_tokenizer import (
+from tests.llm_service.vocabularies import (
     SPECIAL,
     RemoteSlowTokenizer,
     write_byte_level,
