@@ -15,7 +15,7 @@ PROTOC = $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I .
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-gpu check fmt fmt-check lint types proto proto-check bench clean
+.PHONY: help install demo serve test test-gpu check fmt fmt-check lint types proto proto-check bench bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ proto-check: $(PROTO_INSTALLED) ## Check that the stubs in protos/ are those of 
 
 bench: $(INSTALLED) ## Measure decode and transport on this machine, against their yardsticks
 	@$(BIN)/tessera bench
+
+bench-gpu: $(INSTALLED) ## Measure the InternVL3-8B shape on one GPU, against targets and peers (ARGS=...)
+	@$(BIN)/python -m deploy.bench.gpu --json docs/benchmarks/h200.json $(ARGS)
 
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
+import os
 import shlex
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deploy.cli import UsageError
@@ -26,6 +31,8 @@ LOOPBACK = "127.0.0.1"
 SERVER_FLAGS = ("host", "tls-cert", "tls-key", "tls-client-ca")
 # On top of what services give their running requests.
 STOP_MARGIN_S = 5.0
+# Of the gateway: each writes some 30,000 tokens a second.
+MAX_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,13 @@ class ServeCommand:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_model_argument(parser)
+        parser.add_argument(
+            "--num-servers",
+            type=int,
+            default=1,
+            metavar="INT",
+            help="language-model services in front of the one engine (default: %(default)s)",
+        )
         self.flags.gateway.add_to(parser, "gateway")
         self.flags.llm.add_to(parser, "language model (what the encoder has too holds for both)")
         self.flags.llm_server.add_to(parser, "language-model service")
@@ -127,25 +141,56 @@ def make_supervisor(
     if arguments.model is None:
         progress.say(f"note: {NOISE_NOTICE}")
     name = getattr(arguments, "served_model_name", "") or values.get("served_model_name", values["model"])
-    encoder_port, llm_port = (
-        getattr(arguments, f"{part}_port", 0) or free
-        for part, free in zip(("encoder", "llm"), free_ports(2), strict=True)
-    )
+    num_servers = getattr(arguments, "num_servers", 1)
+    if num_servers < 1:
+        raise UsageError(f"argument --num-servers: must be >= 1, got {num_servers}")
+    encoder_port, *llm_ports = free_ports(1 + num_servers)
+    encoder_port = getattr(arguments, "encoder_port", 0) or encoder_port
+    llm_ports[0] = getattr(arguments, "llm_port", 0) or llm_ports[0]
     level = f"--log-level={arguments.log_level}"
-    llm_flags = [*flags.llm.command_line(arguments), *flags.llm_server.command_line(arguments)]
+    llm_flags = [
+        *(folder, level, *flags.llm.command_line(arguments), *flags.llm_server.command_line(arguments)),
+        *(f"--served-model-name={name}", f"--encoders={LOOPBACK}:{encoder_port}"),
+    ]
+    if num_servers > 1 and not getattr(arguments, "engine_socket", ""):
+        llm_flags.append(f"--engine-socket={_engine_socket()}")
+    targets = ",".join(f"{LOOPBACK}:{port}" for port in llm_ports)
+    gateway_flags = flags.gateway.command_line(arguments)
+    if not hasattr(arguments, "gateway_workers"):
+        gateway_flags.append(f"--gateway-workers={_default_workers(arguments)}")
     parts = (
         _part("encoder", folder, level, *flags.encoder.command_line(arguments), f"--port={encoder_port}"),
-        _part(
-            *("llm", folder, level, *llm_flags, f"--served-model-name={name}"),
-            *(f"--port={llm_port}", f"--encoders={LOOPBACK}:{encoder_port}"),
-        ),
-        _part("gateway", level, *flags.gateway.command_line(arguments), f"--llm={LOOPBACK}:{llm_port}"),
+        _part("llm", *llm_flags, f"--port={llm_ports[0]}"),
+        _part("gateway", level, *gateway_flags, f"--llm={targets}"),
     )
-    return Supervisor(*parts, progress, gateway.shutdown_grace_s + STOP_MARGIN_S), name
+    joining = [
+        Part(f"llm-{number}", ("llm", *llm_flags, f"--port={port}", *_metrics_port(arguments, number)))
+        for number, port in enumerate(llm_ports[1:], 1)
+    ]
+    return Supervisor(*parts, progress, gateway.shutdown_grace_s + STOP_MARGIN_S, joining=joining), name
 
 
 def _part(name: str, *arguments: str) -> Part:
     return Part(name, (name, *arguments))
+
+
+def _metrics_port(arguments: argparse.Namespace, number: int) -> list[str]:
+    """The first service has the port that was asked for, the others those behind it."""
+    first = getattr(arguments, "llm_metrics_port", 0)
+    return [f"--metrics-port={first + number}"] if first > 0 else []
+
+
+def _engine_socket() -> Path:
+    folder = tempfile.mkdtemp(prefix="tessera-serve-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder) / "engine.sock"
+
+
+def _default_workers(arguments: argparse.Namespace) -> int:
+    """One on the CPU, where cores are the model's; with a GPU enough for what it writes."""
+    device = getattr(arguments, "device", "auto")
+    has_gpu = device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    return min(max((os.cpu_count() or 1) // 4, 1), MAX_WORKERS) if has_gpu else 1
 
 
 def _welcome(model: str, address: str, elapsed_s: float) -> str:

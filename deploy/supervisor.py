@@ -131,15 +131,23 @@ class Supervisor:
         grace_s: float,
         tessera: Sequence[str] = (sys.executable, "-m", "deploy"),
         health_timeout_s: float = 30.0,
+        joining: Sequence[Part] = (),
     ) -> None:
+        """`joining` are started behind the language model, whose engine they share."""
         self._encoder = encoder
         self._llm = llm
         self._gateway = gateway
+        self._joining = tuple(joining)
         self._progress = progress
         self._grace_s = grace_s
         self._tessera = tessera
         self._health_timeout_s = health_timeout_s
         self._children: dict[str, Child] = {}
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """In the order in which they are started."""
+        return (self._encoder, self._llm, *self._joining, self._gateway)
 
     async def start(self) -> str:
         """Start all, the slow two at once; returns the gateway's address when requests can be answered.
@@ -153,6 +161,8 @@ class Supervisor:
         finally:
             for task in slow:
                 task.cancel()
+        for part in self._joining:
+            await self._start(part)
         address = await self._start(self._gateway)
         await self._until_healthy(address)
         return address
@@ -161,12 +171,12 @@ class Supervisor:
         """Restart the encoder whenever it ends; raises PartFailed when another part does."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_alive(self._encoder))
-            for part in (self._llm, self._gateway):
+            for part in (self._llm, *self._joining, self._gateway):
                 group.create_task(self._fail_with(self._children[part.name]))
 
     async def stop(self) -> None:
         """Stop in the order of a request, so that each can finish what it has begun."""
-        for part in (self._gateway, self._llm, self._encoder):
+        for part in (self._gateway, *self._joining, self._llm, self._encoder):
             if part.name in self._children:
                 await self._children[part.name].stop(self._grace_s)
 

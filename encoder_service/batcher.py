@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice, takewhile
+from typing import Protocol
 
 import torch
 
 from protos.errors import ModelError, ServingError, Unavailable
 
 log = logging.getLogger(__name__)
+
+# Where forwards can be queued on a device: one that runs and the next.
+FORWARDS_IN_PROGRESS = 2
 
 # What a tile is ordered by, smaller first: (priority of the request, index of the tile in its picture).
 OrderKey = tuple[int, ...]
@@ -27,8 +33,27 @@ OrderKey = tuple[int, ...]
 @dataclass(frozen=True)
 class EncodedTile:
     embeds: torch.Tensor  # [num_tokens, hidden_size] on the host
-    queue_ns: int  # waiting for a place in a forward
+    queue_ns: int  # waiting for a place in a forward, and for that forward to begin
     encode_ns: int  # the forward that it shared
+    transfer_ns: int  # of that forward's embeddings to the host, where it is told apart
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    embeds: Sequence[torch.Tensor]  # a [num_tokens, hidden_size] of each tile, each with storage of its own
+    encode_ns: int
+    transfer_ns: int
+
+
+class Forward(Protocol):
+    """A forward that has begun, or is in a device's queue."""
+
+    def result(self) -> ForwardResult:
+        """Wait for it; called once."""
+
+
+# Begins a forward of tiles, uint8 [3, S, S] each, and returns without waiting for it.
+Launch = Callable[[Sequence[torch.Tensor]], Forward]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +65,17 @@ class _Waiting:
     future: asyncio.Future[EncodedTile]
 
 
+@dataclass(frozen=True, eq=False)
+class _Launched:
+    batch: list[_Waiting]
+    forward: Forward | None  # None: it could not begin
+
+
 class TileBatcher:
     """Queue in front of an encoder that runs one forward at a time.
+
+    With `launch`, the next forward is in the device's queue while one runs, so that the device never waits
+    for the host; a second thread waits for the results.
 
     A free worker takes what waits, up to `max_batch_tiles`, and never waits for more. Every waiting picture's
     tile 0 is taken before anybody's tile 1, first come first served among equals; a tile that has waited
@@ -53,19 +87,34 @@ class TileBatcher:
         encode: Callable[[torch.Tensor], torch.Tensor],
         max_batch_tiles: int,
         max_wait_s: float = 2.0,
+        launch: Launch | None = None,
+        first_batch_tiles: int | None = None,
     ) -> None:
-        """`encode` maps uint8 [num_tiles, 3, S, S] to embeddings whose first dimension is num_tiles."""
+        """
+        Args:
+            encode: Maps uint8 [num_tiles, 3, S, S] to embeddings whose first dimension is num_tiles.
+            launch: Used instead of `encode` where forwards can be queued on a device.
+            first_batch_tiles: Most tiles of a forward that finds no other in progress; as many as of the
+                others by default.
+        """
         assert max_batch_tiles >= 1
-        self._encode = encode
+        self._launch = launch or partial(_HostForward, encode)
+        self._most_in_progress = 1 if launch is None else FORWARDS_IN_PROGRESS
         self._max_batch_tiles = max_batch_tiles
+        self._first_batch_tiles = min(first_batch_tiles or max_batch_tiles, max_batch_tiles)
         self._max_wait_s = max_wait_s
         self._arrivals = count()
         self._waiting: dict[int, _Waiting] = {}  # by arrival, oldest first
         self._changed = threading.Condition()
         self._closed = False
         self._forwards_done = 0
-        self._thread = threading.Thread(target=self._run, name="tile-batcher", daemon=True)
-        self._thread.start()
+        self._num_in_progress = 0
+        self._launched: queue.SimpleQueue[_Launched | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name="tile-batcher", daemon=True)]
+        if launch is not None:
+            self._threads.append(threading.Thread(target=self._finish_all, name="tile-results", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, tile: torch.Tensor, order: OrderKey) -> asyncio.Future[EncodedTile]:
         """Queue a tile; call from a running event loop.
@@ -87,7 +136,7 @@ class TileBatcher:
                 raise Unavailable("the encoder is shutting down")
             arrival = next(self._arrivals)
             self._waiting[arrival] = _Waiting(arrival, time.monotonic(), order, tile, future)
-            self._changed.notify()
+            self._changed.notify_all()
         future.add_done_callback(lambda _: self._remove(arrival))
         return future
 
@@ -102,15 +151,16 @@ class TileBatcher:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Refuse new tiles, fail the waiting ones, and return when the running forward has ended."""
+        """Refuse new tiles, fail the waiting ones, and return when the running forwards have ended."""
         with self._changed:
             self._closed = True
             abandoned = list(self._waiting.values())
             self._waiting.clear()
-            self._changed.notify()
+            self._changed.notify_all()
         for waiting in abandoned:
             _settle(waiting.future, Unavailable("the encoder is shutting down"))
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _remove(self, arrival: int) -> None:
         with self._changed:
@@ -119,22 +169,44 @@ class TileBatcher:
     def _run(self) -> None:
         while self._serve_batch():
             pass
+        self._launched.put(None)
 
     def _serve_batch(self) -> bool:
         """One forward; False when closed. Its locals must not outlive it: they hold a batch of tensors."""
         batch = self._next_batch()
-        for waiting, result in zip(batch, self._forward(batch), strict=True):
-            _settle(waiting.future, result)
-        return bool(batch)
+        if not batch:
+            return False
+        launched = _Launched(batch, self._begin(batch))
+        if len(self._threads) == 1:
+            self._finish(launched)
+        else:
+            self._launched.put(launched)
+        return True
+
+    def _finish_all(self) -> None:
+        while self._finish_next():
+            pass
+
+    def _finish_next(self) -> bool:
+        """The oldest forward in progress; False when closed. Its locals must not outlive it."""
+        launched = self._launched.get()
+        if launched is not None:
+            self._finish(launched)
+        return launched is not None
 
     def _next_batch(self) -> list[_Waiting]:
         """Block until there is something to do; empty when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            batch = list(islice(self._in_turn(), self._max_batch_tiles))
+            self._changed.wait_for(self._may_begin)
+            most = self._max_batch_tiles if self._num_in_progress else self._first_batch_tiles
+            batch = list(islice(self._in_turn(), most))
             for waiting in batch:
                 del self._waiting[waiting.arrival]
+            self._num_in_progress += bool(batch)
             return batch
+
+    def _may_begin(self) -> bool:
+        return self._closed or bool(self._waiting and self._num_in_progress < self._most_in_progress)
 
     def _in_turn(self) -> Iterator[_Waiting]:
         """Waiting tiles in the order of their turn, at most a batch of them."""
@@ -146,23 +218,59 @@ class TileBatcher:
             self._max_batch_tiles, islice(tiles, len(aged), None), key=lambda waiting: waiting.order
         )
 
-    def _forward(self, batch: list[_Waiting]) -> Sequence[EncodedTile | ServingError]:
-        """A result for each tile; whatever goes wrong concerns the tiles of this batch only."""
-        if not batch:
-            return []
-        start_s = time.monotonic()
+    def _begin(self, batch: list[_Waiting]) -> Forward | None:
         try:
-            embeds = self._encode(torch.stack([waiting.tile for waiting in batch]))
-            encode_ns = int((time.monotonic() - start_s) * 1e9)
-            return [
-                EncodedTile(_detached(embeds[index]), int((start_s - waiting.submitted_s) * 1e9), encode_ns)
-                for index, waiting in enumerate(batch)
-            ]
+            return self._launch([waiting.tile for waiting in batch])
         except Exception:
-            log.exception("a forward of %d tiles failed", len(batch))
-            return [ModelError("the vision tower failed on this tile") for _ in batch]
-        finally:
-            self._forwards_done += 1
+            log.exception("a forward of %d tiles could not begin", len(batch))
+            return None
+
+    def _finish(self, launched: _Launched) -> None:
+        results = self._results(launched)
+        self._forwards_done += 1
+        with self._changed:
+            self._num_in_progress -= 1
+            self._changed.notify_all()
+        for waiting, result in zip(launched.batch, results, strict=True):
+            _settle(waiting.future, result)
+
+    def _results(self, launched: _Launched) -> Sequence[EncodedTile | ServingError]:
+        """A result for each tile; whatever goes wrong concerns the tiles of this batch only."""
+        try:
+            if launched.forward is not None:
+                return _encoded_tiles(launched.batch, launched.forward.result())
+        except Exception:
+            log.exception("a forward of %d tiles failed", len(launched.batch))
+        return [ModelError("the vision tower failed on this tile") for _ in launched.batch]
+
+
+class _HostForward:
+    """`encode` of one batch on the calling thread."""
+
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor], tiles: Sequence[torch.Tensor]) -> None:
+        self._encode = encode
+        self._tiles = tiles
+
+    def result(self) -> ForwardResult:
+        start = time.monotonic_ns()
+        embeds = self._encode(torch.stack(list(self._tiles)))
+        encode_ns = time.monotonic_ns() - start
+        return ForwardResult([_detached(embeds[index]) for index in range(len(self._tiles))], encode_ns, 0)
+
+
+def _encoded_tiles(batch: Sequence[_Waiting], result: ForwardResult) -> list[EncodedTile]:
+    """What was neither the forward nor the transfer was waiting."""
+    busy_s = (result.encode_ns + result.transfer_ns) * 1e-9
+    now_s = time.monotonic()
+    return [
+        EncodedTile(
+            embeds,
+            max(0, int((now_s - busy_s - waiting.submitted_s) * 1e9)),
+            result.encode_ns,
+            result.transfer_ns,
+        )
+        for waiting, embeds in zip(batch, result.embeds, strict=True)
+    ]
 
 
 def _detached(tile: torch.Tensor) -> torch.Tensor:

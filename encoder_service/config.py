@@ -9,6 +9,8 @@ from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+# A GPU is not yet full at 16 tiles of InternViT-300M.
+CPU_BATCH_TILES, CUDA_BATCH_TILES = 16, 32
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,19 @@ class EncoderConfig:
     load_format: str = field(
         default="auto", metadata={"help": "auto reads the weights, dummy makes random ones on the device"}
     )
-    max_batch_tiles: int = field(default=16, metadata={"help": "most tiles of one forward"})
+    max_batch_tiles: int = field(
+        default=0,
+        metadata={
+            "help": f"most tiles of one forward; 0: {CUDA_BATCH_TILES} on a GPU, else {CPU_BATCH_TILES}"
+        },
+    )
+    first_batch_tiles: int = field(
+        default=16,
+        metadata={
+            "help": "most tiles of a forward that finds the GPU's tower idle: the language model can begin "
+            "with these while the others are computed"
+        },
+    )
     num_threads: int = field(default=0, metadata={"help": "CPU threads of PyTorch; 0: PyTorch's default"})
     decode_workers: int = field(default=4, metadata={"help": "threads that decode and cut pictures"})
     pixel_budget_mib: int = field(
@@ -48,7 +62,7 @@ class EncoderConfig:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for name in (
-            "max_batch_tiles",
+            "first_batch_tiles",
             "decode_workers",
             "pixel_budget_mib",
             "max_streams",
@@ -58,8 +72,13 @@ class EncoderConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.num_threads < 0:
-            raise ValueError(f"num_threads must be >= 0, got {self.num_threads}")
+        for name in ("max_batch_tiles", "num_threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("upload_timeout_s", "idle_timeout_s"):
             if not getattr(self, name) > 0:  # NaN is not
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    def batch_tiles(self, device_type: str) -> int:
+        """Most tiles of one forward on a device of that type, "cpu" or "cuda"."""
+        return self.max_batch_tiles or (CUDA_BATCH_TILES if device_type == "cuda" else CPU_BATCH_TILES)

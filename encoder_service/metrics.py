@@ -21,5 +21,5 @@ STAGE_SECONDS = Histogram(
 
 
 def observe(timings: StreamTimings) -> None:
-    for stage in ("decode", "tile", "queue", "encode"):
+    for stage in ("decode", "tile", "queue", "encode", "transfer"):
         STAGE_SECONDS.labels(stage).observe(getattr(timings, f"{stage}_ns") / 1e9)

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from encoder_service.tiling import TileCutter
+from encoder_service.tiling import Cutter
 
 PictureKey = tuple[int, int]  # (stream, medium)
 
 
 @dataclass
 class _Held:
-    cutter: TileCutter
+    cutter: Cutter
     num_bytes: int
     is_busy: bool
 
@@ -53,8 +53,8 @@ class PixelBudget:
         key: PictureKey,
         peak_bytes: int,
         held_bytes: int,
-        open_picture: Callable[[], Awaitable[TileCutter]],
-    ) -> AsyncIterator[TileCutter]:
+        open_picture: Callable[[], Awaitable[Cutter]],
+    ) -> AsyncIterator[Cutter]:
         """The decoded picture, busy until the block ends.  One user a key at a time.
 
         It counts as the larger of both while it is opened and as `held_bytes` afterwards.  A picture above
@@ -80,7 +80,7 @@ class PixelBudget:
         key: PictureKey,
         peak_bytes: int,
         held_bytes: int,
-        open_picture: Callable[[], Awaitable[TileCutter]],
+        open_picture: Callable[[], Awaitable[Cutter]],
     ) -> _Held:
         held_bytes = min(held_bytes, self._max_bytes)
         peak_bytes = min(max(peak_bytes, held_bytes), self._max_bytes)

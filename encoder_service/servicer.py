@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import torch
@@ -33,6 +33,9 @@ from protos.preprocessing import Preprocessing
 from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
 from protos.tensors import dtype_to_proto, tensor_bytes
+
+if TYPE_CHECKING:
+    from encoder_service.cuda_vision import CudaVision
 
 RETRY_AFTER_S = 1.0
 # Tiles granted and not yet cut, of one stream: several times what the largest layout has.
@@ -69,20 +72,30 @@ class EncoderServicer:
     among `max_streams` and what is cut ahead until its client or its connection goes.
     """
 
-    def __init__(self, config: EncoderConfig, base: FingerprintBase, vision: Vision) -> None:
+    def __init__(
+        self, config: EncoderConfig, base: FingerprintBase, vision: Vision, gpu: CudaVision | None = None
+    ) -> None:
+        """With `gpu`, tiles are made and forwards are queued there, and nothing calls `vision.encode`."""
         self._config = config
         self._preprocessing = vision.preprocessing
         self._hidden_size = vision.hidden_size
         self._dtype = dtype_to_proto(vision.dtype)
         self._fingerprint = base.fingerprint(self._dtype, self._dtype)
-        self._batcher = TileBatcher(vision.encode, config.max_batch_tiles)
+        batch_tiles = config.batch_tiles("cpu" if gpu is None else "cuda")
+        self._batcher = TileBatcher(
+            vision.encode,
+            batch_tiles,
+            launch=None if gpu is None else gpu.launch,
+            first_batch_tiles=None if gpu is None else config.first_batch_tiles,
+        )
         self._workers = TileWorkers(
             batcher=self._batcher,
             pixels=PixelBudget(config.pixel_budget_mib << 20),
             threads=ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode"),
             image_size=self._preprocessing.image_size,
             image_limits=config.image_limits,
-            batch_tiles=config.max_batch_tiles,
+            batch_tiles=batch_tiles,
+            make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
         # A checkpoint whose own default is larger must stay usable with it.
         self._max_tiles = max(config.max_tiles, self._preprocessing.max_tiles)
@@ -364,7 +377,8 @@ async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
     checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
     device = _resolve_device(config.device)
     vision = await asyncio.to_thread(VisionEncoder.load, checkpoint, device, config.dtype, config.load_format)
-    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision)
+    gpu = await asyncio.to_thread(_prepare_gpu, vision, config) if device.type == "cuda" else None
+    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, gpu)
     server = Server(config.server, [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     servicer.watch_load()
@@ -384,3 +398,9 @@ def _resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but PyTorch sees no GPU")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _prepare_gpu(vision: VisionEncoder, config: EncoderConfig) -> CudaVision:
+    from encoder_service.cuda_vision import CudaVision  # loads Triton
+
+    return CudaVision(vision, config.batch_tiles("cuda"))

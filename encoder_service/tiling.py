@@ -5,9 +5,10 @@ Knows nothing about file formats or the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -60,6 +61,13 @@ def plan_tiles(width: int, height: int, options: TilingOptions, image_size: int)
     """Layout of a picture of that many pixels; a single tile needs no thumbnail."""
     columns, rows = choose_grid(width, height, options, image_size)
     return TilePlan(columns, rows, options.use_thumbnail and columns * rows > 1)
+
+
+class Cutter(Protocol):
+    """Tiles of one picture on demand, on whichever device they are made."""
+
+    def cut(self, tiles: Sequence[int]) -> Iterable[torch.Tensor]:
+        """The tiles of these indices, in this order; uint8 [3, image_size, image_size] each."""
 
 
 class TileCutter:

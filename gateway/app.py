@@ -23,6 +23,8 @@ from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestMiddleware
 from gateway.models import Models
 from gateway.probes import Probes
+from gateway.worker_pages import WorkerPages
+from gateway.workers import bind, serve_workers
 from protos.errors import ServingError
 
 BACKLOG = 2048
@@ -31,9 +33,15 @@ STARTUP_POLL_S = 0.01
 log = logging.getLogger(__name__)
 
 
-def create_app(config: GatewayConfig, client: LLMClient) -> Starlette:
-    metrics = GatewayMetrics()
-    chat, models, probes = ChatCompletions(config, client, metrics), Models(client), Probes(client, metrics)
+def create_app(
+    config: GatewayConfig,
+    client: LLMClient,
+    metrics: GatewayMetrics | None = None,
+    pages: WorkerPages | None = None,
+) -> Starlette:
+    metrics = metrics or GatewayMetrics()
+    chat, models = ChatCompletions(config, client, metrics), Models(client)
+    probes = Probes(client, metrics, pages)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat.create, methods=["POST"]),
@@ -78,28 +86,31 @@ def make_server(app: Starlette, config: GatewayConfig) -> GatewayServer:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket.  Raises OSError when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise OSError(f"cannot listen on {host}:{port}") from error
-    return listener
-
-
 async def serve(config: GatewayConfig, on_ready: Callable[[int], None]) -> None:
     """Listen, call `on_ready` with the port, run until SIGTERM or SIGINT, let running requests finish.
 
     Raises:
         OSError: the address is taken or not ours.
+        Unavailable: one of several workers ended.
     """
-    listener = bind(config.host, config.port)
+    if config.gateway_workers > 1:
+        await serve_workers(config, on_ready)
+    else:
+        await serve_on(bind(config.host, config.port), config, on_ready)
+
+
+async def serve_on(
+    listener: socket.socket,
+    config: GatewayConfig,
+    on_ready: Callable[[int], None],
+    pages: WorkerPages | None = None,
+) -> None:
+    """As `serve`, in this process, on a bound socket; `pages` where others listen to the same port."""
     client = LLMClient(config.llm, config.llm_tls, model_timeout_s=config.model_timeout_s)
-    server = make_server(create_app(config, client), config)
+    metrics = GatewayMetrics()
+    if pages is not None:
+        await pages.listen(metrics.page)
+    server = make_server(create_app(config, client, metrics, pages), config)
     serving = asyncio.create_task(server.serve([listener]))
     try:
         while not server.started and not serving.done():
@@ -112,4 +123,6 @@ async def serve(config: GatewayConfig, on_ready: Callable[[int], None]) -> None:
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
         listener.close()
+        if pages is not None:
+            pages.close()
         await client.close()

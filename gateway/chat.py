@@ -12,7 +12,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.batches import batches
 from gateway.body import read_json_body
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Completion, Reply
@@ -20,7 +19,7 @@ from gateway.config import GatewayConfig
 from gateway.conversation import Turn, media_limits, read_conversation
 from gateway.disconnect import until_disconnect
 from gateway.errors import INTERNAL_MESSAGE, ModelNotFound, RequestError, error_body
-from gateway.events import Event, Started
+from gateway.events import Event
 from gateway.llm_client import LLMClient
 from gateway.metrics import AnswerTimer, GatewayMetrics
 from gateway.model_info import ModelInfo
@@ -60,32 +59,34 @@ class ChatCompletions:
         limits = media_limits(model, config.max_images, MAX_MESSAGE_BYTES)
         turns = await read_conversation(chat.messages, limits)
         reply = _reply(chat, model.id, request.state.request_id)
-        events = self._observed(self._events(request, chat, turns, model), timer)
+        events = self._events(request, chat, turns, model, timer)
         if chat.stream:
-            return EventStreamResponse(chunk_stream(events, _encoder(chat, reply), config.keepalive_s))
+            return EventStreamResponse(chunk_stream(events, _encoder(chat, reply)))
         return JSONResponse(await until_disconnect(request.receive, _collect(events, Completion(reply))))
 
     async def _events(
-        self, request: Request, chat: ChatCompletionRequest, turns: Sequence[Turn], model: ModelInfo
-    ) -> AsyncGenerator[Event, None]:
-        request_id = request.state.request_id
-        message = generate_request(chat, turns, request_id)
-        metadata = _metadata(request_id, request.headers)
-        call = self._client.generate(message, metadata=metadata, timeout_s=self._config.request_timeout_s)
+        self,
+        request: Request,
+        chat: ChatCompletionRequest,
+        turns: Sequence[Turn],
+        model: ModelInfo,
+        timer: AnswerTimer,
+    ) -> AsyncGenerator[list[Event], None]:
+        """Events of the answer as they come; an empty list after a while of silence."""
+        request_id, config = request.state.request_id, self._config
+        call = self._client.generate(
+            generate_request(chat, turns, request_id),
+            metadata=_metadata(request_id, request.headers),
+            timeout_s=config.request_timeout_s,
+            idle_s=config.keepalive_s,
+        )
         try:
-            async with aclosing(call) as events:
-                async for event in events:
-                    yield event
+            async with aclosing(call) as batches:
+                async for batch in batches:
+                    timer.observe(batch)
+                    yield batch
         except ServingError as error:
             raise _in_words_of_the_client(error, chat, turns, model) from None
-
-    async def _observed(
-        self, events: AsyncGenerator[Event, None], timer: AnswerTimer
-    ) -> AsyncGenerator[Event, None]:
-        async with aclosing(events) as source:
-            async for event in source:
-                timer.observe(event)
-                yield event
 
     def _note_unknown(self, chat: ChatCompletionRequest) -> None:
         for key in unknown_keys(chat.model_extra or {}):
@@ -96,16 +97,15 @@ class ChatCompletions:
 
 
 async def chunk_stream(
-    events: AsyncGenerator[Event, None], encoder: ChunkEncoder, keepalive_s: float
+    batches: AsyncGenerator[list[Event], None], encoder: ChunkEncoder
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events of one answer.  What goes wrong before the first is raised, later it is sent."""
-    begun = admitted = False
+    begun = False
     try:
-        async with aclosing(batches(events, keepalive_s)) as source:
+        async with aclosing(batches) as source:
             async for batch in source:
-                admitted = admitted or any(isinstance(event, Started) for event in batch)
                 data = b"".join(map(encoder.encode, batch))
-                if not batch and admitted:
+                if not batch and encoder.is_admitted:
                     data = KEEPALIVE
                 if data:
                     begun = True
@@ -125,10 +125,11 @@ def _logged(error: Exception) -> ServingError:
     return error
 
 
-async def _collect(events: AsyncGenerator[Event, None], completion: Completion) -> dict[str, Any]:
-    async with aclosing(events) as source:
-        async for event in source:
-            completion.add(event)
+async def _collect(batches: AsyncGenerator[list[Event], None], completion: Completion) -> dict[str, Any]:
+    async with aclosing(batches) as source:
+        async for batch in source:
+            for event in batch:
+                completion.add(event)
     return completion.body()
 
 

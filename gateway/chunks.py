@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from gateway.completion import Reply, logprobs_json, usage_json
@@ -23,8 +24,14 @@ class ChunkEncoder:
         }
         if reply.service_tier is not None:
             head["service_tier"] = "default"
-        # Every chunk starts with the same bytes: rendered once.
+        # Most chunks of a choice differ in their text only: what is around it is rendered once.
         self._head = json.dumps(head, separators=(",", ":"))[:-1]
+        tail = ',"usage":null' if include_usage else ""
+        self._before = [
+            f'data: {self._head},"choices":[{{"index":{index},"delta":{{"content":'
+            for index in range(reply.num_choices)
+        ]
+        self._after = f'}},"logprobs":null,"finish_reason":null}}]{tail}}}\n\n'
         self._include_usage = include_usage
         self._usage_in_chunks = include_usage and usage_in_chunks
         self._logprobs = reply.logprobs
@@ -33,6 +40,8 @@ class ChunkEncoder:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._ended = False
+        self._is_plain = not (reply.logprobs or self._usage_in_chunks)
+        self.is_admitted = False  # whatever goes wrong from here on is not the request's fault
 
     def encode(self, event: Event) -> bytes:
         """Zero or more whole server-sent events."""
@@ -40,7 +49,9 @@ class ChunkEncoder:
             self._completion_tokens += event.num_tokens
             if not event.text and not event.logprobs:
                 return b""
-            return self._role(event.index) + self._content(event)
+            if event.index in self._silent:
+                return self._role(event.index) + self._content(event)
+            return self._content(event)
         if isinstance(event, Finished):
             self._open.discard(event.index)
             role = self._role(event.index)
@@ -49,7 +60,7 @@ class ChunkEncoder:
             self._ended = True
             return self._chunk("[]", _compact(usage_json(event))) if self._include_usage else b""
         assert isinstance(event, Started)
-        self._prompt_tokens = event.prompt_tokens
+        self.is_admitted, self._prompt_tokens = True, event.prompt_tokens
         return b""
 
     def end(self) -> bytes:
@@ -65,10 +76,13 @@ class ChunkEncoder:
         return self._choice(index, '{"role":"assistant","content":""}')
 
     def _content(self, delta: Delta) -> bytes:
+        text = encode_basestring_ascii(delta.text)
+        if self._is_plain:
+            return f"{self._before[delta.index]}{text}{self._after}".encode()
         logprobs: Any = None
         if self._logprobs:
             logprobs = {"content": logprobs_json(delta.logprobs), "refusal": None}
-        return self._choice(delta.index, f'{{"content":{json.dumps(delta.text)}}}', _compact(logprobs))
+        return self._choice(delta.index, f'{{"content":{text}}}', _compact(logprobs))
 
     def _choice(self, index: int, delta: str, logprobs: str = "null", finish_reason: str = "null") -> bytes:
         choice = (

@@ -11,6 +11,7 @@ from protos.channel import ClientTlsConfig
 class GatewayConfig:
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})
     port: int = field(default=8000, metadata={"help": "port to listen on; 0 takes a free one"})
+    gateway_workers: int = field(default=1, metadata={"help": "gateway processes that share the port"})
     llm: tuple[str, ...] = field(
         default=("127.0.0.1:50052",),
         metadata={"help": "language-model services, HOST:PORT or dns:///NAME:PORT"},
@@ -38,6 +39,7 @@ class GatewayConfig:
         if not self.llm or not all(self.llm):
             raise ValueError(f"llm must name at least one service and no empty one, got {self.llm}")
         for name in (
+            "gateway_workers",
             "max_body_bytes",
             "max_images",
             "request_timeout_s",

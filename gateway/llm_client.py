@@ -11,15 +11,18 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
+from gateway.answer import Answer
 from gateway.events import Event
 from gateway.model_info import ModelInfo
-from gateway.translate import event_from_proto, model_info_from_proto
+from gateway.session import Session
+from gateway.translate import model_info_from_proto
 from protos import language_model_pb2, language_model_pb2_grpc
 from protos.channel import ClientTlsConfig, open_channel
-from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
+from protos.errors import DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.request_context import Metadata
 from protos.statuses import carries_our_details, error_from_rpc
 
@@ -31,11 +34,18 @@ MODEL_TTL_S = 10.0
 log = logging.getLogger(__name__)
 
 
+# Round robin chooses a replica for a stream, not for a request: so many streams spread over those of a name.
+SESSIONS_PER_NAME = 8
+
+
 @dataclass
 class _Target:
+    """One session with a service."""
+
     address: str
     channel: grpc.aio.Channel
     stub: language_model_pb2_grpc.LanguageModelStub
+    session: Session | None = None
     in_flight: int = 0
     last_pick: int = 0
     avoid_until: float = field(default=0.0)  # time.monotonic()
@@ -47,7 +57,7 @@ class LLMClient:
     def __init__(
         self, targets: Sequence[str], tls: ClientTlsConfig | None = None, *, model_timeout_s: float = 2.0
     ) -> None:
-        self._targets = [_open(address, tls) for address in targets]
+        self._targets = [target for address in targets for target in _open(address, tls)]
         self._model_timeout_s = model_timeout_s
         self._picks = itertools.count(1)
         self._model: ModelInfo | None = None
@@ -70,36 +80,57 @@ class LLMClient:
 
     async def models(self) -> list[ModelInfo | ServingError]:
         """What each service says now, or why it does not."""
-        return await asyncio.gather(*(self._ask(target) for target in self._targets))
+        return await asyncio.gather(*(self._ask(target) for target in self._services()))
 
     async def generate(
-        self, request: language_model_pb2.GenerateRequest, *, metadata: Metadata, timeout_s: float
-    ) -> AsyncGenerator[Event, None]:
-        """Events of one answer.  Closing the iterator cancels the call at once.
+        self,
+        request: language_model_pb2.GenerateRequest,
+        *,
+        metadata: Metadata,
+        timeout_s: float,
+        idle_s: float = 3600.0,
+    ) -> AsyncGenerator[list[Event], None]:
+        """Events of one answer, all that are there at once; none after `idle_s` seconds of silence.
+
+        Closing the iterator cancels the request at once.
 
         Raises:
-            ServingError: as the service said it.
+            ServingError: as the service said it, behind the events before it.
         """
         target = self._pick()
         target.in_flight += 1
-        call = target.stub.Generate(request, timeout=timeout_s, metadata=metadata)
+        answer, session = Answer(idle_s), self._session(target)
+        request_id = session.ask(request, metadata, answer)
+        too_late = DeadlineExceeded("The request took longer than its time limit.")
+        deadline = asyncio.get_running_loop().call_later(timeout_s, answer.fail, too_late)
         try:
-            async for message in call:
-                yield event_from_proto(message)
-        except grpc.RpcError as error:
-            raise self._failure(target, error) from None
-        except asyncio.CancelledError:
-            # grpc.aio raises this also when the service ended the call with CANCELLED.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise Cancelled("The language model cancelled the request.") from None
+            while answer.has_more:
+                yield await answer.next()
+        except Unavailable:
+            self._avoid(target)
+            raise
         finally:
-            call.cancel()
+            deadline.cancel()
+            answer.close()
+            session.leave(request_id)
             target.in_flight -= 1
 
     async def close(self) -> None:
-        await asyncio.gather(*(target.channel.close() for target in self._targets))
+        await asyncio.gather(*(target.session.close() for target in self._targets if target.session))
+        await asyncio.gather(*(target.channel.close() for target in self._services()))
+
+    def _services(self) -> list[_Target]:
+        """One target of each address."""
+        return list({id(target.channel): target for target in self._targets}.values())
+
+    def _session(self, target: _Target) -> Session:
+        if target.session is None or target.session.has_ended:
+            target.session = Session(target.stub, partial(self._failure, target))
+        return target.session
+
+    def _avoid(self, target: _Target) -> None:
+        target.avoid_until = time.monotonic() + AVOID_S
+        self._model_until = 0.0
 
     def _pick(self) -> _Target:
         """The least busy of those that were reachable, in turn among equals."""
@@ -131,8 +162,7 @@ class LLMClient:
     def _failure(self, target: _Target, error: grpc.RpcError) -> ServingError:
         failure = error_from_rpc(error)
         if isinstance(failure, Unavailable):
-            target.avoid_until = time.monotonic() + AVOID_S
-            self._model_until = 0.0
+            self._avoid(target)
         if carries_our_details(error):
             return failure
         # Without our details the text is gRPC's own, which names addresses.
@@ -147,6 +177,8 @@ _FOREIGN: dict[type[ServingError], str] = {
 }
 
 
-def _open(address: str, tls: ClientTlsConfig | None) -> _Target:
+def _open(address: str, tls: ClientTlsConfig | None) -> list[_Target]:
     channel = open_channel(address, tls)
-    return _Target(address, channel, language_model_pb2_grpc.LanguageModelStub(channel))
+    stub = language_model_pb2_grpc.LanguageModelStub(channel)
+    num_sessions = SESSIONS_PER_NAME if address.startswith("dns:") else 1
+    return [_Target(address, channel, stub) for _ in range(num_sessions)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -58,18 +59,24 @@ class AnswerTimer:
         self._start = time.perf_counter()
         self._last: dict[int, float] = {}  # choice -> time of its last delta
 
-    def observe(self, event: Event) -> None:
-        if isinstance(event, Delta):
-            self._observe_delta(event, time.perf_counter())
-        elif isinstance(event, Usage):
-            counts = {
-                "prompt": event.prompt_tokens,
-                "image": event.image_tokens,
-                "cached": event.cached_tokens,
-                "completion": event.completion_tokens,
-            }
-            for kind, count in counts.items():
-                self._metrics.tokens.labels(kind).inc(count)
+    def observe(self, batch: Sequence[Event]) -> None:
+        """Events that have come together."""
+        now = time.perf_counter()
+        for event in batch:
+            if isinstance(event, Delta):
+                self._observe_delta(event, now)
+            elif isinstance(event, Usage):
+                self._count(event)
+
+    def _count(self, usage: Usage) -> None:
+        counts = {
+            "prompt": usage.prompt_tokens,
+            "image": usage.image_tokens,
+            "cached": usage.cached_tokens,
+            "completion": usage.completion_tokens,
+        }
+        for kind, count in counts.items():
+            self._metrics.tokens.labels(kind).inc(count)
 
     def _observe_delta(self, delta: Delta, now: float) -> None:
         last = self._last.get(delta.index)

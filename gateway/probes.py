@@ -8,14 +8,17 @@ from starlette.responses import JSONResponse, Response
 from gateway.llm_client import LLMClient
 from gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from gateway.model_info import ModelInfo
+from gateway.worker_pages import WorkerPages
 
 
 class Probes:
     """The routes.  One object per application."""
 
-    def __init__(self, client: LLMClient, metrics: GatewayMetrics) -> None:
+    def __init__(self, client: LLMClient, metrics: GatewayMetrics, pages: WorkerPages | None = None) -> None:
+        """`pages`: those of all processes that share the port."""
         self._client = client
         self._metrics = metrics
+        self._pages = pages
 
     async def health(self, _request: Request) -> Response:
         """This process lives; says nothing about the others."""
@@ -32,4 +35,5 @@ class Probes:
         return JSONResponse({"status": "ready", "model": models[0].id})
 
     async def metrics(self, _request: Request) -> Response:
-        return Response(self._metrics.page(), media_type=CONTENT_TYPE)
+        page = await self._pages.page() if self._pages is not None else self._metrics.page()
+        return Response(page, media_type=CONTENT_TYPE)

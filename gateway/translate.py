@@ -122,7 +122,9 @@ def _message_param(match: re.Match[str], turns: Sequence[Turn]) -> str:
     return part.url_param if rest.startswith(".image") else part.param
 
 
-def event_from_proto(message: language_model_pb2.GenerateResponse) -> Event:
+def event_from_proto(
+    message: language_model_pb2.GenerateResponse | language_model_pb2.SessionEvent,
+) -> Event:
     """Raises ModelError for an event that this contract does not have."""
     kind = message.WhichOneof("event")
     if kind == "delta":
@@ -145,8 +147,11 @@ def event_from_proto(message: language_model_pb2.GenerateResponse) -> Event:
 
 
 def _delta(delta: language_model_pb2.Delta) -> Delta:
-    logprobs = tuple(_token(entry.token, tuple(_token(top) for top in entry.top)) for entry in delta.logprobs)
-    return Delta(delta.index, delta.text, len(delta.token_ids), logprobs)
+    return Delta(delta.index, delta.text, len(delta.token_ids), _logprobs(delta) if delta.logprobs else ())
+
+
+def _logprobs(delta: language_model_pb2.Delta) -> tuple[TokenLogprob, ...]:
+    return tuple(_token(entry.token, tuple(_token(top) for top in entry.top)) for entry in delta.logprobs)
 
 
 def _token(entry: language_model_pb2.Logprob, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:

@@ -52,6 +52,7 @@ class BlockManager:
             if self._ref_counts[block] == 0:
                 self._free[block] = None
         sequence.block_table.clear()
+        sequence.num_published_blocks = 0
 
     def num_cached_tokens(self, sequence: Sequence) -> int:
         """Tokens of the longest cached prefix; at least one token is always left to compute."""
@@ -65,20 +66,24 @@ class BlockManager:
                 del self._free[block]
             self._ref_counts[block] += 1
             sequence.block_table.append(block)
+        sequence.num_published_blocks = len(sequence.block_table)
         return len(sequence.block_table) * self.block_size
 
-    def publish(self, sequence: Sequence, num_computed_before: int) -> None:
-        """Make the blocks that became full since `num_computed_before` findable."""
-        if not self.enable_prefix_caching:
+    def publish(self, sequence: Sequence) -> None:
+        """Make the blocks findable that are full of computed tokens whose values are known.
+
+        The step that computes them may be under way still: whoever finds them runs in a later one.
+        """
+        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self.block_size
+        if num_full <= sequence.num_published_blocks or not self.enable_prefix_caching:
             return
-        first = num_computed_before // self.block_size
-        last = sequence.num_computed_tokens // self.block_size
-        self._extend_hashes(sequence, last)
-        for index in range(first, last):
+        self._extend_hashes(sequence, num_full)
+        for index in range(sequence.num_published_blocks, num_full):
             block, block_hash = sequence.block_table[index], sequence.block_hashes[index]
             if block_hash not in self._block_of_hash and block not in self._hash_of_block:
                 self._block_of_hash[block_hash] = block
                 self._hash_of_block[block] = block_hash
+        sequence.num_published_blocks = num_full
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; blocks in use stay in use."""
@@ -107,7 +112,7 @@ class BlockManager:
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         if not self.enable_prefix_caching:
             return []
-        num_full = (sequence.num_tokens - 1) // self.block_size
+        num_full = min(sequence.num_tokens - 1, len(sequence.token_ids)) // self.block_size
         self._extend_hashes(sequence, num_full)
         blocks = []
         for block_hash in sequence.block_hashes[:num_full]:

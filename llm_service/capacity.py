@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,11 @@ from protos.checkpoint import Checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MIN_SLOTS = 2
 MAX_SLOTS = 4096
-# Activations of a step beside weights and KV cache: hidden states, MLP and logits in float32.
-ACTIVATION_COPIES = 6
+GPU_NUM_SEQS, CPU_NUM_SEQS = 256, 64
+GPU_NUM_BATCHED_TOKENS, CPU_NUM_BATCHED_TOKENS = 8192, 2048
+# Of the GPU, for captured graphs and for what the allocator loses between blocks.
+GRAPH_BYTES = 1 << 30
+FRAGMENTATION_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,17 @@ def resolve_dtype(dtype: str, checkpoint: Checkpoint) -> torch.dtype:
     return torch.bfloat16
 
 
+def resolve_limits(config: EngineConfig, device: torch.device) -> EngineConfig:
+    """Make numbers of max_num_seqs and max_num_batched_tokens; a default gives way to what was set."""
+    is_gpu = device.type == "cuda"
+    num_seqs = config.max_num_seqs or (GPU_NUM_SEQS if is_gpu else CPU_NUM_SEQS)
+    budget = config.max_num_batched_tokens or (GPU_NUM_BATCHED_TOKENS if is_gpu else CPU_NUM_BATCHED_TOKENS)
+    if not config.max_num_seqs:
+        num_seqs = min(num_seqs, budget)
+    budget = max(budget, num_seqs)
+    return dataclasses.replace(config, max_num_seqs=num_seqs, max_num_batched_tokens=budget)
+
+
 def plan_capacity(
     config: EngineConfig,
     model: DecoderConfig,
@@ -61,7 +76,9 @@ def plan_capacity(
     device: torch.device,
     parallel: TensorParallel,
 ) -> Capacity:
-    """Call after the weights are loaded.
+    """Call after the weights are loaded and, on a GPU, the largest steps have been rehearsed.
+
+    `config` has been through resolve_limits.
 
     Raises:
         ValueError: the settings ask for more than the checkpoint or the memory allows.
@@ -72,7 +89,7 @@ def plan_capacity(
             f"max_model_len {longest} exceeds the checkpoint's {model.max_position_embeddings} positions"
         )
     block_bytes = bytes_per_block(model, block_size, dtype, parallel)
-    num_blocks = config.num_kv_blocks or _affordable_blocks(config, model, block_bytes, device, parallel)
+    num_blocks = config.num_kv_blocks or _affordable_blocks(config, block_bytes, device)
     useful = config.max_num_seqs * -(-longest // block_size)
     num_blocks = num_blocks if config.num_kv_blocks else min(num_blocks, useful)
     if config.max_model_len and num_blocks * block_size < config.max_model_len:
@@ -89,20 +106,16 @@ def plan_capacity(
     )
 
 
-def _affordable_blocks(
-    config: EngineConfig,
-    model: DecoderConfig,
-    block_bytes: int,
-    device: torch.device,
-    parallel: TensorParallel,
-) -> int:
+def _affordable_blocks(config: EngineConfig, block_bytes: int, device: torch.device) -> int:
     if device.type == "cpu":
         budget = config.kv_cache_gib * 2**30
     else:
+        # Not free any more: weights, what the rehearsed steps took, and what other processes hold.
         free, total = torch.cuda.mem_get_info(device)
-        widest = max(model.intermediate_size // parallel.size * 2, model.hidden_size * ACTIVATION_COPIES)
-        activations = config.max_num_batched_tokens * widest * 4 + config.max_num_seqs * model.vocab_size * 12
-        budget = free - total * (1 - config.gpu_memory_utilization) - activations
+        # One block more than sequences get is for the padding of decode steps.
+        budget = free - total * (1 - config.gpu_memory_utilization) - FRAGMENTATION_BYTES - block_bytes
+        if config.cuda_graphs != "off":
+            budget -= GRAPH_BYTES
     num_blocks = int(budget // block_bytes)
     if num_blocks < 1:
         raise ValueError(

@@ -11,7 +11,8 @@ from protos.server import ServerConfig
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 DEVICES = ("auto", "cpu", "cuda")
-ATTENTION_BACKENDS = ("auto", "sdpa")
+ATTENTION_BACKENDS = ("auto", "sdpa", "cuda")
+CUDA_GRAPHS = ("auto", "off")
 # Beside the pictures a request has text and settings.
 MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)
 
@@ -28,14 +29,20 @@ class EngineConfig:
         default="auto", metadata={"help": "auto reads the weights, dummy makes random ones on the device"}
     )
     tensor_parallel_size: int = field(default=1, metadata={"help": "engine processes that share each layer"})
-    attention_backend: str = field(default="auto", metadata={"help": "attention kernels: auto or sdpa"})
+    attention_backend: str = field(default="auto", metadata={"help": "attention kernels: auto, sdpa or cuda"})
     max_model_len: int = field(
         default=0,
         metadata={"help": "most tokens of prompt and completion; 0: the checkpoint's, as memory allows"},
     )
-    max_num_seqs: int = field(default=64, metadata={"help": "most sequences computed together"})
+    max_num_seqs: int = field(
+        default=0, metadata={"help": "most sequences computed together; 0: 256 on a GPU, 64 on the CPU"}
+    )
     max_num_batched_tokens: int = field(
-        default=2048, metadata={"help": "token budget of a step, shared by decodes and prefill chunks"}
+        default=0,
+        metadata={
+            "help": "token budget of a step, shared by decodes and prefill chunks; "
+            "0: 8192 on a GPU, 2048 on the CPU"
+        },
     )
     long_prefill_token_threshold: int = field(
         default=0, metadata={"help": "most prompt tokens of one sequence in a step; 0: no limit"}
@@ -45,6 +52,10 @@ class EngineConfig:
     )
     gpu_memory_utilization: float = field(
         default=0.9, metadata={"help": "share of the GPU's memory that this process may use"}
+    )
+    cuda_graphs: str = field(
+        default="auto",
+        metadata={"help": "auto: decode by CUDA graphs where the attention backend can; off: never"},
     )
     kv_cache_gib: float = field(default=2.0, metadata={"help": "KV cache on the CPU, GiB"})
     enable_prefix_caching: bool = field(
@@ -63,21 +74,24 @@ class EngineConfig:
         _require_one_of("device", self.device, DEVICES)
         _require_one_of("load_format", self.load_format, LOAD_FORMATS)
         _require_one_of("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        _require_one_of("cuda_graphs", self.cuda_graphs, CUDA_GRAPHS)
+        for name in ("tensor_parallel_size", "max_waiting"):
+            _require_at_least(name, getattr(self, name), 1)
         for name in (
-            "tensor_parallel_size",
             "max_num_seqs",
             "max_num_batched_tokens",
-            "max_waiting",
+            "max_model_len",
+            "long_prefill_token_threshold",
+            "num_kv_blocks",
+            "num_threads",
         ):
-            _require_at_least(name, getattr(self, name), 1)
-        for name in ("max_model_len", "long_prefill_token_threshold", "num_kv_blocks", "num_threads"):
             _require_at_least(name, getattr(self, name), 0)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for name in ("kv_cache_gib", "visual_store_gib"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        if 0 < self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
                 f"max_num_seqs ({self.max_num_seqs}): every decode takes one token"
@@ -93,7 +107,7 @@ class EncoderPoolConfig:
     )
     encoder_tls: ClientTlsConfig = field(default_factory=ClientTlsConfig, metadata={"prefix": "encoder-tls-"})
     initial_credit: int = field(
-        default=4, metadata={"help": "tiles of a new picture that an encoder may send before it is asked"}
+        default=16, metadata={"help": "tiles of a new picture that an encoder may send before it is asked"}
     )
     layout_timeout_s: float = field(
         default=10.0,

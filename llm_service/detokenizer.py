@@ -30,6 +30,7 @@ class IncrementalDetokenizer:
         assert all(stop_strings), "an empty stop string would stop before the first token"
         self._stream = ByteStream(tokenizer, skip_special_tokens)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._has_stops = bool(stop_strings)
         self._stops = _StopStrings(stop_strings)
         self._include_stop_str = include_stop_str
         self._min_tokens = min_tokens
@@ -41,6 +42,10 @@ class IncrementalDetokenizer:
 
         Tokens after the one that completed a stop string are dropped and not in `num_output_tokens`.
         """
+        if not self._has_stops:
+            data = [self._stream.push(token_id) for token_id in token_ids]
+            self.num_output_tokens += len(data)
+            return self._utf8.decode(b"".join(data))
         delta = ""
         for token_id in token_ids:
             if self.stopped is not None:

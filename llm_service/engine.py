@@ -1,25 +1,31 @@
-"""The step: schedule, run, sample, postprocess.  Knows neither sockets nor text."""
+"""The step: schedule, launch, collect.  Knows neither sockets nor text.
+
+Where steps may overlap, the next one is scheduled and launched while one runs, and tokens are read one step
+late: a sequence's newest token is then named by its row in the step under way.  Whoever needs the token
+itself (penalties, for instance) is waited for.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as List
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from llm_service.messages import StepInput, TokenOutput, VisualRows
-from llm_service.sampler import SampledToken, Sampler, SamplerRow
+from llm_service.sampler import SampledToken, SamplerRow
 from llm_service.scheduler import Schedule, Scheduler, TileGrant
 from llm_service.sequence import FinishReason, Sequence, SequenceGroup
+from llm_service.step_launcher import PendingStep, StepLauncher
 from llm_service.visual_store import VisualStore
 
-
-class Runner(Protocol):
-    """Sequences as numbers in, logits out: a ModelRunner, or several of them in parallel."""
-
-    def forward(self, step: StepInput) -> torch.Tensor: ...  # [len(logits_positions), vocab_size] float32
+# A step of that many tokens takes tens of milliseconds.  A next one scheduled at its start would miss the
+# tiles and requests of all that time; the bubble of scheduling it at the end is a hundredth of it.
+MAX_OVERLAPPED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,31 @@ class StepResult:
     grants: list[TileGrant]
     has_computed: bool  # False: every sequence waits for tiles
 
+    def __add__(self, later: StepResult) -> StepResult:
+        computed = self.has_computed or later.has_computed
+        return StepResult(self.progress + later.progress, self.grants + later.grants, computed)
+
+
+@dataclass(frozen=True)
+class _StepUnderWay:
+    pending: PendingStep
+    row_of: dict[Sequence, int]  # of the sequences that it samples for, in this order
+    slots: frozenset[int]  # of the visual store, which it reads
+    may_overlap: bool  # the next step may be scheduled before this one has ended
+
 
 class Engine:
-    def __init__(self, scheduler: Scheduler, store: VisualStore, runner: Runner, sampler: Sampler) -> None:
+    def __init__(
+        self, scheduler: Scheduler, store: VisualStore, launcher: StepLauncher, overlap: bool = False
+    ) -> None:
+        """`overlap`: schedule and launch a step while the one before runs."""
         self.scheduler = scheduler
         self._store = store
-        self._runner = runner
-        self._sampler = sampler
+        self._launcher = launcher
+        self._overlap = overlap
+        self._under_way: deque[_StepUnderWay] = deque()
+        self._num_left_running = 0  # steps that the next `collect` need not wait for
+        self._held_grants: list[TileGrant] = []  # of slots that a step under way still reads
         self._rows: dict[Sequence, SamplerRow] = {}
         self._scheduled_ns: dict[Sequence, int] = {}
 
@@ -61,6 +85,7 @@ class Engine:
         """The front end is done with the group, ended or not, and will write none of its slots."""
         self.abort(group_id)
         self.scheduler.revoke_grants(group_id)
+        self._held_grants = [grant for grant in self._held_grants if grant.group_id != group_id]
 
     def abort_choice(self, group_id: int, index: int) -> None:
         """End one choice; its siblings go on.  Unknown ids are ignored: it may just have finished."""
@@ -69,43 +94,100 @@ class Engine:
             self.scheduler.finish(group.sequences[index], FinishReason.ABORT)
             self._forget([group.sequences[index]])
 
+    def abandon_steps(self) -> None:
+        """Forget the steps under way after a failure, when nothing reads or writes for them any more."""
+        for step in self._under_way:
+            with suppress(Exception):  # what failed has been reported
+                step.pending.collect()
+        self._under_way.clear()
+
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.groups)
+        return bool(self.scheduler.groups or self._under_way)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `collect` would return at once."""
+        return not self._is_due or self._under_way[0].pending.is_ready()
+
+    @property
+    def _is_due(self) -> bool:
+        return len(self._under_way) > self._num_left_running
 
     def step(self) -> StepResult:
-        """Compute what can be computed now.  An empty result means that everything waits for tiles."""
+        """Launch what can be computed now, collect what is due.
+
+        Without overlap that is one step.  A result without progress or computation means that everything
+        waits for tiles.
+        """
+        launched = self.launch()
+        return launched + self.collect()
+
+    def launch(self) -> StepResult:
+        """Schedule the next step and launch it, unless it has to wait for the one under way.
+
+        `collect` must follow, after any other calls.
+        """
+        self._num_left_running = 0
+        if self._under_way and not self._under_way[-1].may_overlap:
+            return StepResult([], [], has_computed=False)
         schedule = self.scheduler.schedule()
-        if schedule.is_empty:
-            return StepResult([], schedule.grants, has_computed=False)
-        now = time.monotonic_ns()
-        for sequence in schedule.num_new_tokens:
-            self._scheduled_ns.setdefault(sequence, now)
-        sampled = self._run(schedule)
-        tokens = {sequence: token.token_id for sequence, token in sampled.items()}
-        finished = self.scheduler.postprocess(schedule, tokens)
+        self._held_grants += schedule.grants
+        if not schedule.is_empty:
+            self._under_way.append(self._launch(schedule))
+            self._num_left_running = int(self._under_way[-1].may_overlap)
+        return StepResult([], self._release_grants(), has_computed=not schedule.is_empty)
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest step under way and read its tokens, unless it may go on running."""
+        if not self._is_due:
+            return StepResult([], [], has_computed=False)
+        step = self._under_way.popleft()
+        tokens = dict(zip(step.row_of, step.pending.collect(), strict=True))
+        # Those that ended while it ran have no use for another token.
+        sampled = {sequence: token for sequence, token in tokens.items() if not sequence.is_finished}
+        finished = self.scheduler.append({s: token.token_id for s, token in sampled.items()})
         progress = [
             SequenceProgress(sequence, [_token_output(token)], self._scheduled_ns[sequence])
             for sequence, token in sampled.items()
         ]
         self._forget(finished)
-        return StepResult(progress, schedule.grants, has_computed=True)
+        return StepResult(progress, self._release_grants(), has_computed=True)
 
-    def _run(self, schedule: Schedule) -> dict[Sequence, SampledToken]:
-        logits = self._runner.forward(build_step_input(schedule, self._store))
-        sequences = schedule.sampled()
-        if not sequences:
-            return {}
-        rows = [self._row_of(sequence, logits.device) for sequence in sequences]
-        return dict(zip(sequences, self._sampler.sample(logits, rows), strict=True))
+    def _launch(self, schedule: Schedule) -> _StepUnderWay:
+        now = time.monotonic_ns()
+        for sequence in schedule.num_new_tokens:
+            self._scheduled_ns.setdefault(sequence, now)
+        row_of = self._under_way[-1].row_of if self._under_way else {}
+        step = build_step_input(schedule, self._store, row_of)
+        sampled = self.scheduler.advance(schedule)
+        rows = [self._row_of(sequence) for sequence in sampled]
+        short = schedule.num_tokens < MAX_OVERLAPPED_TOKENS
+        may_overlap = self._overlap and short and not any(row.needs_output for row in rows)
+        return _StepUnderWay(
+            pending=self._launcher.launch(step, rows),
+            row_of={sequence: row for row, sequence in enumerate(sampled)},
+            slots=frozenset(visual.slot for visual in step.visual_rows),
+            may_overlap=may_overlap,
+        )
 
-    def _row_of(self, sequence: Sequence, device: torch.device) -> SamplerRow:
+    def _release_grants(self) -> list[TileGrant]:
+        """Grants of slots that nobody reads: a front end may write them at once."""
+        if not self._held_grants:
+            return []
+        reading = frozenset[int]().union(*(step.slots for step in self._under_way))
+        held, self._held_grants = self._held_grants, []
+        self._held_grants += [grant for grant in held if grant.slot in reading]
+        return [grant for grant in held if grant.slot not in reading]
+
+    def _row_of(self, sequence: Sequence) -> SamplerRow:
         """Made at the first token and kept through preemption, so that a seed's draws go on."""
         if sequence not in self._rows:
             group = sequence.group
             generator = None
             if group.params.seed is not None:
-                generator = torch.Generator(device).manual_seed(group.params.seed + sequence.index)
+                generator = torch.Generator(self._launcher.device)
+                generator.manual_seed(group.params.seed + sequence.index)
             self._rows[sequence] = SamplerRow(
                 group.params,
                 group.text_token_ids() if group.params.repetition_penalty != 1.0 else (),
@@ -121,22 +203,32 @@ class Engine:
             self._scheduled_ns.pop(sequence, None)
 
 
-def build_step_input(schedule: Schedule, store: VisualStore) -> StepInput:
-    """The numbers of one forward; every visual position in it has its tile in the store."""
+def build_step_input(
+    schedule: Schedule, store: VisualStore, row_of: Mapping[Sequence, int] | None = None
+) -> StepInput:
+    """The numbers of one forward; every visual position in it has its tile in the store.
+
+    `row_of` tells where the step under way samples a sequence's pending token.
+    """
     token_ids: list[int] = []
+    context_lens: list[int] = []
     visual_rows: list[VisualRows] = []
     logits_positions: list[int] = []
-    sampled = set(schedule.sampled())
     for sequence, count in schedule.num_new_tokens.items():
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + count
-        visual_rows += _visual_rows(sequence, start, end, len(token_ids), store)
+        if sequence.group.tiles:
+            visual_rows += _visual_rows(sequence, start, end, len(token_ids), store)
         token_ids += sequence.token_ids[start:end]
-        if sequence in sampled:
+        if end > len(sequence.token_ids):
+            assert row_of is not None and end == len(sequence.token_ids) + 1
+            token_ids.append(-1 - row_of[sequence])
+        context_lens.append(end)
+        if end == sequence.num_tokens:
             logits_positions.append(len(token_ids) - 1)
     return StepInput(
         token_ids=token_ids,
         query_lens=list(schedule.num_new_tokens.values()),
-        context_lens=[s.num_computed_tokens + count for s, count in schedule.num_new_tokens.items()],
+        context_lens=context_lens,
         block_tables=[list(sequence.block_table) for sequence in schedule.num_new_tokens],
         visual_rows=visual_rows,
         logits_positions=logits_positions,

@@ -66,12 +66,17 @@ class EngineRequest:
     """One request's side of the connection.  Whoever made it calls `close`, whatever happened."""
 
     def __init__(
-        self, client: EngineClient, request_id: int, on_grant: Callable[[SlotGrant], None] | None
+        self,
+        client: EngineClient,
+        request_id: int,
+        on_grant: Callable[[SlotGrant], None] | None,
+        on_event: Callable[[Event], None] | None,
     ) -> None:
         self._client = client
         self._request_id = request_id
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._on_grant = on_grant
+        self._on_event = on_event
         self._closed = False
 
     async def next_event(self) -> Event:
@@ -85,8 +90,11 @@ class EngineRequest:
         return not self._events.empty()
 
     def post(self, event: Event) -> None:
-        """Queue an event from elsewhere: an error ends the request behind what is queued already."""
-        self._events.put_nowait(event)
+        """An event from elsewhere: an error ends the request behind what has come already."""
+        if self._on_event is not None:
+            self._on_event(event)
+        elif not self._closed:
+            self._events.put_nowait(event)
 
     def take_grant(self, grant: SlotGrant) -> None:
         if self._on_grant is not None:
@@ -113,7 +121,8 @@ class EngineRequest:
         """Free what the engine still holds.  Synchronous and idempotent; no slot is written afterwards."""
         if not self._closed:
             self._closed = True
-            self._on_grant = None  # it may know us: no cycle must keep a request's pictures
+            # They may know us: no cycle must keep a request's pictures.
+            self._on_grant = self._on_event = None
             self._client.forget(self._request_id)
 
 
@@ -157,12 +166,17 @@ class EngineClient:
         return cls(reader, writer, ready, memory, decoder)
 
     def submit(
-        self, prompt: PromptInput, on_grant: Callable[[SlotGrant], None] | None = None
+        self,
+        prompt: PromptInput,
+        on_grant: Callable[[SlotGrant], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> EngineRequest:
         """Queue the request; its first event is RequestAccepted, or a refusal.
 
         `on_grant` is called as soon as a grant arrives, whether or not anybody takes the events: a client
         that reads slowly must not hold slots that nobody fills.  Without it grants are events, too.
+        `on_event` is called with each event as it arrives; then there is no queue and no `next_event`.
+        It must not raise.
 
         Raises:
             Unavailable: the engine is gone.
@@ -170,7 +184,7 @@ class EngineClient:
         if self._receiver.done():
             raise _gone()
         request_id = next(self._ids)
-        request = EngineRequest(self, request_id, on_grant)
+        request = EngineRequest(self, request_id, on_grant, on_event)
         self._requests[request_id] = request
         self.send(
             AddRequest(
@@ -217,7 +231,7 @@ class EngineClient:
             log.error("connection to the engine broke: %s", error)
         finally:
             self._writer.close()
-            for request in self._requests.values():
+            for request in list(self._requests.values()):
                 request.post(_gone())
 
     def _dispatch(self, message: FromEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ from llm_service.sequence import QueueRank, SequenceGroup, VisualTile
 MAX_FAILED_STEPS = 3  # in a row; then the process gives up and is restarted from outside
 POLL_S = 0.5  # how often an idle loop looks for a reason to stop
 RETRY_SEND_S = 0.001  # while a front end's socket is full
+WAIT_S = 20e-6  # between looks at a running step; the kernel adds 50 us
 
 log = logging.getLogger(__name__)
 
@@ -198,13 +200,26 @@ class EngineHost:
     def _step(self) -> bool:
         """False when everything waits for tiles, so that the loop may sleep until one comes."""
         try:
-            result = self._engine.step()
+            result = self._engine.launch()
+            if not self._engine.is_ready:
+                result = self._serve_while_computing(result)
+            collected = self._engine.collect()
         except Exception:
             self._fail_all()
             return True
-        self._failed_steps = 0
+        if collected.has_computed:
+            self._failed_steps = 0
+        result += collected
         self._publish(result)
         return result.has_computed
+
+    def _serve_while_computing(self, launched: StepResult) -> StepResult:
+        """Until the step that is due has ended; returns what is left to publish."""
+        self._publish(launched)
+        while not self._engine.is_ready:
+            self._poll(0)
+            time.sleep(WAIT_S)
+        return StepResult([], [], launched.has_computed)
 
     def _fail_all(self) -> None:
         """What a failed forward left in the cache is unknown: nobody in the engine can go on."""
@@ -212,6 +227,7 @@ class EngineHost:
         self._failed_steps += 1
         if self._failed_steps >= self._max_failed_steps:
             raise
+        self._engine.abandon_steps()
         for group_id in list(self._engine.scheduler.groups):
             origin = self._origins.get(group_id)
             if origin is not None:  # else its front end was found gone meanwhile

@@ -6,6 +6,7 @@ is gone, and so does the engine.  Rank 0 prints "ready" when front ends may conn
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -21,9 +22,10 @@ import torch
 from llm_service import parallel as tensor_parallel
 from llm_service.attention.base import AttentionBackend, select_backend
 from llm_service.block_manager import BlockManager
-from llm_service.capacity import Capacity, plan_capacity, resolve_device, resolve_dtype
+from llm_service.capacity import Capacity, plan_capacity, resolve_device, resolve_dtype, resolve_limits
 from llm_service.config import EngineConfig
-from llm_service.engine import Engine, Runner
+from llm_service.cuda_launcher import CudaLauncher, build_cuda_launcher
+from llm_service.engine import Engine
 from llm_service.engine_host import MAX_FAILED_STEPS, EngineHost
 from llm_service.engine_listener import EngineListener
 from llm_service.kv_cache import KVCache
@@ -34,8 +36,10 @@ from llm_service.model.weights import load_decoder
 from llm_service.model_runner import ModelRunner
 from llm_service.parallel import TensorParallel
 from llm_service.ranks import ParallelRunner, RankClient, RankServer, RankSetup
+from llm_service.rehearsal import hold, rehearse
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler, SchedulerConfig
+from llm_service.step_launcher import StepLauncher, SynchronousLauncher
 from llm_service.visual_memory import SHARED_MEMORY_DIR, VisualMemory
 from llm_service.visual_store import VisualStore
 from protos.checkpoint import Checkpoint, open_checkpoint
@@ -59,7 +63,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
     log_level: str
 
 
-class _Rank:
+class Rank:
     """What every rank builds before it knows the capacity."""
 
     def __init__(self, settings: EngineSettings, checkpoint: Checkpoint) -> None:
@@ -67,6 +71,8 @@ class _Rank:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.device = resolve_device(config.device, settings.rank)
+        self.config = resolve_limits(config, self.device)
+        self._step_bytes = 0  # of a GPU, once rehearsed
         self.dtype = resolve_dtype(config.dtype, checkpoint)
         self.model_config = DecoderConfig.from_checkpoint(checkpoint)
         self.parallel: TensorParallel = tensor_parallel.init(
@@ -86,16 +92,32 @@ class _Rank:
             config.load_format,
         )
 
+    def rehearse(self) -> None:
+        """On a GPU, and then on all ranks at once: run the largest steps."""
+        if self.device.type == "cuda":
+            self._step_bytes = rehearse(
+                self.decoder, self.backend, self.config, self.parallel, self.dtype, self.device
+            )
+
     def runner(self, num_blocks: int, memory: VisualMemory) -> ModelRunner:
         kv_cache = KVCache.allocate(
             self.model_config, num_blocks, self.backend.block_size, self.parallel, self.dtype, self.device
         )
         return ModelRunner(self.decoder, kv_cache, self.backend, memory, self.device)
 
-    def plan_capacity(self, config: EngineConfig, checkpoint: Checkpoint) -> Capacity:
+    def cuda_launcher(self, capacity: Capacity, memory: VisualMemory) -> CudaLauncher:
+        """For a GPU that holds the whole model."""
+        memory.pin()
+        launcher = build_cuda_launcher(
+            self.decoder, self.backend, memory, self.config, capacity, self.dtype, self.device
+        )
+        hold(self._step_bytes, self.device)
+        return launcher
+
+    def plan_capacity(self, checkpoint: Checkpoint) -> Capacity:
         tokens_per_tile = Preprocessing.from_checkpoint(checkpoint).tokens_per_tile
         return plan_capacity(
-            config,
+            self.config,
             self.model_config,
             tokens_per_tile,
             self.backend.block_size,
@@ -104,15 +126,15 @@ class _Rank:
             self.parallel,
         )
 
-    def create_memory(self, config: EngineConfig, capacity: Capacity) -> VisualMemory:
+    def create_memory(self, capacity: Capacity) -> VisualMemory:
         """Raises ValueError where shared memory is too small."""
         size = self.model_config.hidden_size
         try:
             return VisualMemory.create(capacity.num_slots, capacity.slot_tokens, size, self.dtype)
         except OSError as error:
             raise ValueError(
-                f"visual_store_gib {config.visual_store_gib}: {capacity.num_slots} slots do not fit into "
-                f"shared memory ({error.strerror}); lower it or enlarge {SHARED_MEMORY_DIR}"
+                f"visual_store_gib {self.config.visual_store_gib}: {capacity.num_slots} slots do not fit "
+                f"into shared memory ({error.strerror}); lower it or enlarge {SHARED_MEMORY_DIR}"
             ) from error
 
     def memory(self, fd: int, setup: RankSetup) -> VisualMemory:
@@ -129,29 +151,42 @@ def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint, output: IO[s
 
 
 def _load_host(settings: EngineSettings, checkpoint: Checkpoint, listener: EngineListener) -> EngineHost:
-    config = settings.engine
-    others = config.tensor_parallel_size - 1
+    others = settings.engine.tensor_parallel_size - 1
     ranks = RankServer(Path(settings.ranks_path), others) if others else None
-    rank = _Rank(settings, checkpoint)
-    capacity = rank.plan_capacity(config, checkpoint)
-    memory = rank.create_memory(config, capacity)
+    rank = Rank(settings, checkpoint)
+    rank.rehearse()
+    capacity = rank.plan_capacity(checkpoint)
+    memory = rank.create_memory(capacity)
     if ranks is not None:
         setup = RankSetup(capacity.num_blocks, capacity.num_slots, capacity.slot_tokens)
         ranks.send_setup(setup, memory.fd)
-    local = rank.runner(capacity.num_blocks, memory)
-    runner: Runner = local if ranks is None else ParallelRunner(local, ranks)
-    engine = build_engine(config, capacity, rank.backend.block_size, runner, rank.device)
+    # What is here stays: collections that went through it would hold up steps for tenths of a second.
+    gc.collect()
+    gc.freeze()
+    launcher = _launcher(rank, capacity, memory, ranks)
+    overlap = isinstance(launcher, CudaLauncher)
+    engine = build_engine(rank.config, capacity, rank.backend.block_size, launcher, overlap)
     ready = _ready(rank, capacity, checkpoint)
     _log_ready(ready, rank.device)
     # Ranks that failed at different places would meet in the wrong collective: only a restart helps.
     max_failed_steps = MAX_FAILED_STEPS if ranks is None else 1
+    max_waiting = rank.config.max_waiting
     return EngineHost(
-        engine, listener.socket, ready, memory.fd, config.max_waiting, sys.stdin.buffer, max_failed_steps
+        engine, listener.socket, ready, memory.fd, max_waiting, sys.stdin.buffer, max_failed_steps
     )
 
 
+def _launcher(rank: Rank, capacity: Capacity, memory: VisualMemory, ranks: RankServer | None) -> StepLauncher:
+    if ranks is None and rank.device.type == "cuda":
+        return rank.cuda_launcher(capacity, memory)
+    local = rank.runner(capacity.num_blocks, memory)
+    runner = local if ranks is None else ParallelRunner(local, ranks)
+    return SynchronousLauncher(runner, Sampler(rank.device), rank.device)
+
+
 def run_other_rank(settings: EngineSettings, checkpoint: Checkpoint) -> None:
-    rank = _Rank(settings, checkpoint)
+    rank = Rank(settings, checkpoint)
+    rank.rehearse()
     client = RankClient(Path(settings.ranks_path))
     setup, fd = client.receive_setup()
     runner = rank.runner(setup.num_blocks, rank.memory(fd, setup))
@@ -160,8 +195,9 @@ def run_other_rank(settings: EngineSettings, checkpoint: Checkpoint) -> None:
 
 
 def build_engine(
-    config: EngineConfig, capacity: Capacity, block_size: int, runner: Runner, device: torch.device
+    config: EngineConfig, capacity: Capacity, block_size: int, launcher: StepLauncher, overlap: bool = False
 ) -> Engine:
+    """`config` has been through resolve_limits."""
     store = VisualStore(capacity.num_slots)
     blocks = BlockManager(capacity.num_blocks, block_size, config.enable_prefix_caching)
     scheduler_config = SchedulerConfig(
@@ -170,10 +206,10 @@ def build_engine(
         max_model_len=capacity.max_model_len,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
     )
-    return Engine(Scheduler(scheduler_config, blocks, store), store, runner, Sampler(device))
+    return Engine(Scheduler(scheduler_config, blocks, store), store, launcher, overlap)
 
 
-def _ready(rank: _Rank, capacity: Capacity, checkpoint: Checkpoint) -> EngineReady:
+def _ready(rank: Rank, capacity: Capacity, checkpoint: Checkpoint) -> EngineReady:
     return EngineReady(
         max_model_len=capacity.max_model_len,
         vocab_size=rank.model_config.vocab_size,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,12 +21,14 @@ from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, Sl
 from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout, TextPart
 from llm_service.sampling_params import SamplingParams
 from llm_service.tokenizer import Tokenizer
-from protos.errors import ContextLengthExceeded, DeadlineExceeded, ServingError
+from protos.errors import ContextLengthExceeded, DeadlineExceeded, ModelError, ServingError
 from protos.fingerprint import content_hash
 from protos.request_context import Metadata
 
 # Some 50 ms of tokenization.
 LONG_TEXT_CHARS = 1 << 17
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ class Backends:
 
 
 class Generation:
-    """One request.  `run` yields its events; leaving it, however, frees everything within one step."""
+    """One request.  Tokens become text as they arrive; what nobody has taken yet is joined.
+
+    Whoever calls `start` calls `close`, however the request ends: that frees everything within one step.
+    """
 
     def __init__(self, request: GenerationInput, backends: Backends) -> None:
         self._request = request
@@ -106,86 +111,126 @@ class Generation:
         self._tile_ids: list[TileId] = []  # by tile index of the engine
         self._grants: dict[TileId, SlotGrant] = {}
         self._cached_tokens = 0
-        self._deadline_s = asyncio.get_running_loop().time() + backends.request_timeout_s
+        self._deadline: asyncio.TimerHandle | None = None
+        self._on_change: Callable[[], None] | None = None
+        self._prompt_tokens = self._visual_tokens = 0
+        self._started: GenerationStarted | None = None  # not taken yet
+        self._choices: list[Choice] = []
+        self._touched: dict[int, Choice] = {}  # with something that nobody has taken yet
+        self._num_reported = 0
+        self.error: ServingError | None = None  # behind what `take` gives
+        self.is_over = False  # nothing comes any more
 
     async def run(self) -> AsyncGenerator[GenerationEvent]:
-        """Raises ServingError, before or between events, when the request cannot go on."""
-        try:
-            async with aclosing(self._events()) as events:
-                async for event in events:
-                    yield event
-        finally:
-            # In this order: no slot may be written once the engine has been told to forget them.
-            if self._engine_request is not None:
-                self._engine_request.close()
-            if self._encoding is not None:
-                await self._encoding.close()
-                self._encoding = None  # it knows us too: the pictures must not wait for the collector
+        """All of it: events as they come; leaving frees everything.
 
-    async def _events(self) -> AsyncGenerator[GenerationEvent]:
+        Raises:
+            ServingError: before or between events, when the request cannot go on.
+        """
+        changed = asyncio.Event()
+        try:
+            await self.start(changed.set)
+            while not self.is_over:
+                await changed.wait()
+                changed.clear()
+                for event in self.take():
+                    yield event
+                if self.error is not None:
+                    raise self.error
+        finally:
+            await self.close()
+
+    async def start(self, on_change: Callable[[], None]) -> None:
+        """Return when the engine has been asked; from then on `on_change` says that there is news.
+
+        Raises:
+            ServingError: the request is refused before the engine sees it.
+        """
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(self._backends.request_timeout_s, self._expire)
         prompt = await self._prompt_input()
-        request = self._backends.engine.submit(prompt, on_grant=self._fetch)
-        self._engine_request = request
-        accepted = await self._next_event(request)
-        assert isinstance(accepted, RequestAccepted)
-        yield GenerationStarted(len(prompt.token_ids))
+        params = prompt.params
         stops = frozenset(prompt.stop_token_ids)
         tokenizer = self._backends.tokenizer
-        choices = [Choice(index, prompt.params, stops, tokenizer) for index in range(prompt.params.n)]
-        async with aclosing(self._choice_events(request, choices)) as events:
-            async for event in events:
-                yield event
-        yield GenerationUsage(
-            prompt_tokens=len(prompt.token_ids),
-            visual_tokens=sum(tile.num_tokens for tile in prompt.tiles),
-            cached_tokens=self._cached_tokens,
-            completion_tokens=sum(choice.num_output_tokens for choice in choices),
-            timings=self._clock.timings(self._encoding),
-        )
+        self._choices = [Choice(index, params, stops, tokenizer) for index in range(params.n)]
+        self._prompt_tokens = len(prompt.token_ids)
+        self._visual_tokens = sum(tile.num_tokens for tile in prompt.tiles)
+        self._on_change = on_change
+        self._engine_request = self._backends.engine.submit(prompt, self._fetch, self._on_event)
+        if self.error is not None:  # the deadline has passed meanwhile
+            on_change()
 
-    async def _choice_events(
-        self, request: EngineRequest, choices: Sequence[Choice]
-    ) -> AsyncGenerator[ChoiceDelta | ChoiceFinished]:
-        """Deltas of all choices; what a slow client has not taken yet is joined into one."""
-        reported = 0
-        while reported < len(choices):
-            touched = await self._next_choices(request, choices)
-            for choice in touched:
-                delta = choice.take_delta()
-                if delta is not None:
-                    yield delta
-                if choice.finished is not None:
-                    reported += 1
-                    yield choice.finished
+    def take(self) -> list[GenerationEvent]:
+        """What has come since the last call; a look at `error` belongs to it."""
+        events: list[GenerationEvent] = []
+        if self._started is not None:
+            events.append(self._started)
+            self._started = None
+        for choice in self._touched.values():
+            delta = choice.take_delta()
+            if delta is not None:
+                events.append(delta)
+            if choice.finished is not None:
+                events.append(choice.finished)
+                self._num_reported += 1
+        self._touched.clear()
+        if self._choices and self._num_reported == len(self._choices):
+            events.append(self._usage())
+            self.is_over, self.error = True, None
+        return events
 
-    async def _next_choices(self, request: EngineRequest, choices: Sequence[Choice]) -> list[Choice]:
-        """Handle the engine's events until none is left; returns the choices that got tokens."""
-        touched: dict[int, Choice] = {}
-        while not touched or request.has_event():
-            event = await self._next_event(request)
-            assert isinstance(event, SequenceOutput)
-            choice = choices[event.index]
-            if choice.finished is None:
-                self._push(choice, event, request)
-                touched[event.index] = choice
-        return list(touched.values())
+    async def close(self) -> None:
+        """The first part, which frees blocks and slots, is done before this waits for anything."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._on_change = None
+        # In this order: no slot may be written once the engine has been told to forget them.
+        if self._engine_request is not None:
+            self._engine_request.close()
+        if self._encoding is not None:
+            await self._encoding.close()
+            self._encoding = None  # it knows us too: the pictures must not wait for the collector
 
-    async def _next_event(self, request: EngineRequest) -> Event:
-        """No timeout spans a yield: it would cancel whoever consumes the events instead."""
+    def _on_event(self, event: Event) -> None:
         try:
-            async with asyncio.timeout_at(self._deadline_s):
-                return await request.next_event()
-        except TimeoutError:
-            raise DeadlineExceeded("the request took longer than the server allows") from None
+            if isinstance(event, SequenceOutput):
+                self._push(event)
+            elif isinstance(event, RequestAccepted):
+                self._started = GenerationStarted(self._prompt_tokens)
+            else:
+                assert isinstance(event, ServingError)
+                self.error = self.error or event
+        except Exception:  # a bug with one request's tokens must not end the others
+            log.exception("unexpected error with the tokens of a request")
+            self.error = ModelError("internal error; see the server's log")
+        if self._on_change is not None:
+            self._on_change()
 
-    def _push(self, choice: Choice, output: SequenceOutput, request: EngineRequest) -> None:
+    def _push(self, output: SequenceOutput) -> None:
+        choice = self._choices[output.index]
+        if choice.finished is not None:
+            return
         if self._clock.note_token(output.scheduled_ns):
             self._cached_tokens = output.num_cached_tokens
         if self._encoding is not None:
             self._encoding.finish()  # also after a preemption that had asked for tiles again
         choice.push(output)
+        self._touched[output.index] = choice
         if choice.stopped_by_string:
-            request.abort_choice(choice.index)
+            assert self._engine_request is not None
+            self._engine_request.abort_choice(choice.index)
+
+    def _expire(self) -> None:
+        self._on_event(DeadlineExceeded("the request took longer than the server allows"))
+
+    def _usage(self) -> GenerationUsage:
+        return GenerationUsage(
+            prompt_tokens=self._prompt_tokens,
+            visual_tokens=self._visual_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=sum(choice.num_output_tokens for choice in self._choices),
+            timings=self._clock.timings(self._encoding),
+        )
 
     def _fetch(self, grant: SlotGrant) -> None:
         assert self._encoding is not None

@@ -129,7 +129,9 @@ class VisualRows(msgspec.Struct, frozen=True, array_like=True):
 class StepInput(msgspec.Struct, frozen=True, tag=True):
     """All that a rank needs for one forward.  Batch order is that of `query_lens`."""
 
-    token_ids: list[int]  # of all new tokens, sequence by sequence
+    token_ids: list[
+        int
+    ]  # of all new tokens, sequence by sequence; -1 - r: what row r of the step before sampled
     query_lens: list[int]
     context_lens: list[int]  # tokens in the cache after this step
     block_tables: list[list[int]]

@@ -7,6 +7,7 @@ row's parameters, logits and generator. Knows nothing about sequences, caches an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from llm_service.sampling_params import SamplingParams
 LOGPROB_FLOOR = -9999.0  # JSON has no -inf
 MIN_TEMPERATURE = 1e-5  # below it, division could overflow and the draw is greedy anyway
 NUCLEUS_WIDTH = 1024  # candidates looked at first for top_p; sorting a whole vocabulary costs 20x
+MAX_SORTED_ROWS = 32  # whole vocabularies sorted at a time: a row takes up to 10 MB of the device
 
 
 class SampledToken(msgspec.Struct, frozen=True):
@@ -53,6 +55,8 @@ class SamplerRow:
         repeats = params.repetition_penalty != 1.0
         self.has_penalties = bool(repeats or params.presence_penalty or params.frequency_penalty)
         self.alters_logits = bool(self.has_penalties or params.logit_bias or params.min_tokens)
+        # Nothing but the largest logit is asked for.
+        self.is_plain = self.is_greedy and not self.alters_logits and params.logprobs is None
         self._prompt_token_ids = prompt_token_ids if repeats else ()
         self._output_token_ids = output_token_ids
         self._counts: TokenCounts | None = None
@@ -64,6 +68,13 @@ class SamplerRow:
             self._counts = TokenCounts(self._prompt_token_ids)
         self._counts.catch_up(self._output_token_ids)
         return self._counts
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether the next token can be chosen only when all tokens before it are known."""
+        return self.alters_logits and (
+            self.has_penalties or len(self._output_token_ids) < self.params.min_tokens
+        )
 
     @property
     def forbidden_ids(self) -> tuple[int, ...]:
@@ -130,19 +141,26 @@ class Sampler:
         else:
             self._generator.manual_seed(seed)
 
-    @torch.inference_mode()
     def sample(
+        self, logits: torch.Tensor, rows: Sequence[SamplerRow], mask: torch.Tensor | None = None
+    ) -> list[SampledToken]:
+        """`choose`, and wait for the tokens."""
+        return self.choose(logits, rows, mask).tokens()
+
+    @torch.inference_mode()
+    def choose(
         self,
         logits: torch.Tensor,  # [num_rows, vocab_size] float32, overwritten
         rows: Sequence[SamplerRow],
         mask: torch.Tensor | None = None,  # [num_rows, vocab_size] bool, at least one True a row
-    ) -> list[SampledToken]:
+    ) -> Choice:
         """One token per row; where `mask` is False a token is forbidden.
 
         Order as in transformers: penalties, logit_bias, min_tokens, mask, temperature, top_k, top_p, min_p.
+        Queued on the device; only top_p without top_k waits for it, to see whether its nucleus was covered.
         """
         assert logits.dtype == torch.float32 and len(rows) == len(logits)
-        logprobs = _RawLogprobs(logits, rows)
+        logprobs = _RawLogprobs.of(logits, rows)
         altered = [(index, row) for index, row in enumerate(rows) if row.alters_logits]
         if altered:
             _apply_penalties(logits, altered)
@@ -151,10 +169,10 @@ class Sampler:
         if mask is not None:
             logits.masked_fill_(~mask, -torch.inf)
         token_ids = self._choose(logits, rows)
-        return logprobs.attach(token_ids)
+        return Choice(token_ids, None if logprobs is None else logprobs.chosen(token_ids))
 
-    def _choose(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> list[int]:
-        chosen: list[int] = logits.argmax(-1).tolist()
+    def _choose(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> torch.Tensor:
+        chosen = logits.argmax(-1)
         vocab_size = logits.shape[1]
         by_width: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
@@ -165,31 +183,70 @@ class Sampler:
             candidates = _Candidates(logits, rows, group, width)
             whole += candidates.uncovered
             self._draw(candidates, rows, chosen)
-        if whole:
-            self._draw(_Candidates(logits, rows, whole, vocab_size), rows, chosen)
+        for start in range(0, len(whole), MAX_SORTED_ROWS):
+            group = whole[start : start + MAX_SORTED_ROWS]
+            self._draw(_Candidates(logits, rows, group, vocab_size), rows, chosen)
         return chosen
 
-    def _draw(self, candidates: _Candidates, rows: Sequence[SamplerRow], chosen: list[int]) -> None:
+    def _draw(self, candidates: _Candidates, rows: Sequence[SamplerRow], chosen: torch.Tensor) -> None:
         """Draw by argmax(p / e), e ~ Exp(1): the exponential race, without a cumulative sum."""
         if not candidates.group:
             return
         weights = candidates.weights
+        generators = [rows[index].generator for index in candidates.group]
         noise = torch.empty_like(weights)
-        unseeded = []
-        for place, index in enumerate(candidates.group):
-            generator = rows[index].generator
-            if generator is None:
-                unseeded.append(place)
-            else:
+        if None in generators:
+            noise.exponential_(generator=self._generator)
+        for place, generator in enumerate(generators):
+            if generator is not None:
                 noise[place].exponential_(generator=generator)
-        if unseeded:
-            shape = (len(unseeded), weights.shape[1])
-            fresh = torch.empty(shape, device=weights.device).exponential_(generator=self._generator)
-            noise[unseeded] = fresh
         # Float noise can be 0, and 0 / 0 would win as NaN.
         places = (weights / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
-        for index, token_id in zip(candidates.group, candidates.token_ids(places), strict=True):
-            chosen[index] = token_id
+        index = _tensor(candidates.group, torch.int64, chosen.device)
+        chosen.index_copy_(0, index, candidates.token_ids(places))
+
+
+@dataclass(frozen=True)
+class ChosenLogprobs:
+    """Of the rows that asked, in their order."""
+
+    num_top: dict[int, int]  # of each such row
+    chosen: torch.Tensor  # [num_asked] float32
+    top: torch.Tensor  # [num_asked, most asked for] float32
+    top_ids: torch.Tensor  # [num_asked, most asked for] int64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tokens of a step on their device, perhaps still being computed there."""
+
+    token_ids: torch.Tensor  # [num_rows] int64
+    logprobs: ChosenLogprobs | None
+
+    def to_host(self) -> Choice:
+        """Queue the copy to pinned memory; readable once what the stream holds by now has run."""
+
+        def host(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to("cpu", non_blocking=True)
+
+        found = self.logprobs
+        if found is not None:
+            found = ChosenLogprobs(found.num_top, host(found.chosen), host(found.top), host(found.top_ids))
+        return Choice(host(self.token_ids), found)
+
+    def tokens(self) -> list[SampledToken]:
+        token_ids: list[int] = self.token_ids.tolist()
+        tokens = [SampledToken(token_id) for token_id in token_ids]
+        found = self.logprobs
+        if found is None:
+            return tokens
+        chosen: list[float] = found.chosen.tolist()
+        top: list[list[float]] = found.top.tolist()
+        top_ids: list[list[int]] = found.top_ids.tolist()
+        for place, (row, num_top) in enumerate(found.num_top.items()):
+            best = list(zip(top_ids[place][:num_top], top[place][:num_top], strict=True))
+            tokens[row] = SampledToken(token_ids[row], chosen[place], best)
+        return tokens
 
 
 class _Candidates:
@@ -207,26 +264,24 @@ class _Candidates:
         self.group = group
         self.uncovered: list[int] = []
         self._ids: torch.Tensor | None = None
-        temperature = torch.tensor([p.temperature for p in params], device=device)
-        scores = logits[group] / temperature[:, None]  # [group_size, vocab_size]
+        temperature = _tensor([p.temperature for p in params], torch.float32, device)
+        scores = _select(logits, group) / temperature[:, None]  # [group_size, vocab_size]
         if width == 0:
             self.weights = _min_p(scores.softmax(-1), params)
             return
         top_ks = [rows[index].top_k(logits.shape[1]) for index in group]
         top, self._ids = _likeliest(scores, width)  # [group_size, width]
-        probs = _top_k_probs(scores, top, torch.tensor(top_ks, device=device))
+        probs = _top_k_probs(scores, top, _tensor(top_ks, torch.int64, device))
         # In float64 the sum does not depend on how a kernel splits it, so neither does the cut.
         cumulative = probs.double().cumsum(-1)
-        top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device)
+        top_p = _tensor([p.top_p for p in params], torch.float64, device)
         outside = (cumulative - probs >= top_p[:, None]) & (top_p < 1.0)[:, None]
         self.weights = _min_p(probs.masked_fill(outside, 0.0), params)
         if width < logits.shape[1]:
             self._leave_out(cumulative[:, -1] < top_p, top_ks)
 
-    def token_ids(self, places: torch.Tensor) -> list[int]:
-        ids = places if self._ids is None else self._ids.gather(1, places[:, None])[:, 0]
-        token_ids: list[int] = ids.tolist()
-        return token_ids
+    def token_ids(self, places: torch.Tensor) -> torch.Tensor:
+        return places if self._ids is None else self._ids.gather(1, places[:, None])[:, 0]
 
     def _leave_out(self, short: torch.Tensor, top_ks: list[int]) -> None:
         # With top_k everything that may be kept is inside the width.
@@ -238,7 +293,7 @@ class _Candidates:
             kept = [place for place, is_out in enumerate(out) if not is_out]
             self.uncovered = [index for index, is_out in zip(self.group, out, strict=True) if is_out]
             self.group = [self.group[place] for place in kept]
-            self.weights, self._ids = self.weights[kept], self._ids[kept]
+            self.weights, self._ids = _select(self.weights, kept), _select(self._ids, kept)
 
 
 def _likeliest(scores: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -270,39 +325,35 @@ def _min_p(probs: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tenso
     """Drop tokens less likely than min_p times the likeliest one."""
     if all(p.min_p == 0.0 for p in params):
         return probs
-    min_p = torch.tensor([p.min_p for p in params], device=probs.device)
+    min_p = _tensor([p.min_p for p in params], probs.dtype, probs.device)
     threshold = min_p[:, None] * probs.amax(-1, keepdim=True)
     return probs.masked_fill(probs < threshold, 0.0)
 
 
+@dataclass(frozen=True)
 class _RawLogprobs:
     """Log-probabilities of the unprocessed logits, for the rows that asked."""
 
-    def __init__(self, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> None:
-        self._num_top = {
+    num_top: dict[int, int]  # of each such row
+    values: torch.Tensor  # [num_asked, vocab_size]
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, rows: Sequence[SamplerRow]) -> _RawLogprobs | None:
+        num_top = {
             index: min(row.params.logprobs, logits.shape[1])
             for index, row in enumerate(rows)
             if row.params.logprobs is not None
         }
-        if not self._num_top:
-            return
-        values = logits[list(self._num_top)].log_softmax(-1).clamp_min(LOGPROB_FLOOR)
-        top, top_ids = values.topk(max(self._num_top.values()))
-        self._values = values
-        self._top: list[list[float]] = top.tolist()
-        self._top_ids: list[list[int]] = top_ids.tolist()
+        if not num_top:
+            return None
+        values = _select(logits, list(num_top)).log_softmax(-1).clamp_min_(LOGPROB_FLOOR)
+        return cls(num_top, values)
 
-    def attach(self, token_ids: Sequence[int]) -> list[SampledToken]:
-        tokens = [SampledToken(token_id) for token_id in token_ids]
-        if not self._num_top:
-            return tokens
-        asked = torch.tensor([token_ids[index] for index in self._num_top], device=self._values.device)
-        chosen: list[float] = self._values.gather(1, asked[:, None])[:, 0].tolist()
-        for place, (index, num_top) in enumerate(self._num_top.items()):
-            ids, values = self._top_ids[place][:num_top], self._top[place][:num_top]
-            top = list(zip(ids, values, strict=True))
-            tokens[index] = SampledToken(token_ids[index], chosen[place], top)
-        return tokens
+    def chosen(self, token_ids: torch.Tensor) -> ChosenLogprobs:
+        asked = _select(token_ids, list(self.num_top))
+        top, top_ids = self.values.topk(max(self.num_top.values()))
+        chosen = self.values.gather(1, asked[:, None])[:, 0]
+        return ChosenLogprobs(self.num_top, chosen, top, top_ids)
 
 
 def _apply_penalties(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) -> None:
@@ -345,4 +396,16 @@ def _forbid_stops(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) 
 
 
 def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(array).to(like.device)
+    return torch.from_numpy(array).to(like.device, non_blocking=True)
+
+
+def _tensor(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Without waiting for the device: a non-blocking copy from pageable memory has read it on return."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def _select(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """The rows, in their order; the tensor itself where that is all of them."""
+    if rows == list(range(len(tensor))):
+        return tensor
+    return tensor.index_select(0, _tensor(rows, torch.int64, tensor.device))

@@ -116,15 +116,32 @@ class Scheduler:
         self._admit(schedule, budget)
         return schedule
 
-    def postprocess(self, schedule: Schedule, sampled: Mapping[Sequence, int]) -> list[Sequence]:
-        """Count the computed tokens, append the sampled ones; returns the sequences that finished."""
+    def advance(self, schedule: Schedule) -> list[Sequence]:
+        """The step is about to run: its tokens count as computed, those that it samples are pending.
+
+        Returns the sequences that it samples for, in batch order.  A next step may be scheduled before
+        `append`; more than one step ahead it may not.
+        """
+        sampled = schedule.sampled()
         for sequence, count in schedule.num_new_tokens.items():
-            before = sequence.num_computed_tokens
             sequence.num_computed_tokens += count
-            self._blocks.publish(sequence, before)
+            self._blocks.publish(sequence)
+        for sequence in sampled:
+            sequence.num_pending_tokens += 1
+        return sampled
+
+    def append(self, sampled: Mapping[Sequence, int]) -> list[Sequence]:
+        """A step has ended: its pending tokens are known; returns the sequences that finished with theirs.
+
+        Tokens of those that had ended before are dropped.
+        """
         finished = []
         for sequence, token_id in sampled.items():
+            if sequence.is_finished:
+                continue
+            sequence.num_pending_tokens -= 1
             sequence.append(token_id)
+            self._blocks.publish(sequence)
             reason = self._finish_reason(sequence, token_id)
             if reason is not None:
                 self.finish(sequence, reason)
@@ -138,6 +155,7 @@ class Scheduler:
         queue = self.running if sequence.status is SequenceStatus.RUNNING else self.waiting
         queue.remove(sequence)
         self._blocks.free(sequence)
+        sequence.num_pending_tokens = 0
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         if sequence.group.is_finished:
@@ -158,6 +176,8 @@ class Scheduler:
         self._store.check(set(self.groups))
 
     def _schedule_running(self, sequence: Sequence, schedule: Schedule, budget: int) -> None:
+        if self._will_end(sequence):
+            return
         count = self._chunk(sequence, budget - schedule.num_tokens)
         if count == 0 or self._is_full(schedule):
             return
@@ -174,7 +194,7 @@ class Scheduler:
             left = budget - schedule.num_tokens
             if left <= 0 or self._is_full(schedule):
                 return
-            if self._waits_for_sibling(sequence):
+            if self._waits_for_sibling(sequence) or self._will_end(sequence):
                 continue
             if not self._admit_one(sequence, schedule, left):
                 return
@@ -252,13 +272,20 @@ class Scheduler:
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         group = sequence.group
-        is_stop = token_id in group.stop_token_ids and sequence.num_output_tokens > group.params.min_tokens
-        if is_stop:
+        num_known = len(sequence.output_token_ids)
+        if token_id in group.stop_token_ids and num_known > group.params.min_tokens:
             return FinishReason.STOP
-        full = sequence.num_tokens >= self._config.max_model_len
-        if full or sequence.num_output_tokens >= group.max_tokens:
+        full = len(sequence.token_ids) >= self._config.max_model_len
+        if full or num_known >= group.max_tokens:
             return FinishReason.LENGTH
         return None
+
+    def _will_end(self, sequence: Sequence) -> bool:
+        """Its pending token is its last, whatever that turns out to be."""
+        if not sequence.num_pending_tokens:
+            return False
+        full = sequence.num_tokens >= self._config.max_model_len
+        return full or sequence.num_output_tokens >= sequence.group.max_tokens
 
     def _grant_tiles(self) -> Iterator[TileGrant]:
         """Grants follow the queue: the oldest sequence that misses a tile can always obtain a slot."""

@@ -82,19 +82,25 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.token_ids = list(group.prompt_token_ids)
         self.output_token_ids: list[int] = []
-        self.num_computed_tokens = 0  # tokens whose keys and values are in the cache
+        # Tokens that steps under way are sampling; they come behind `token_ids`.
+        self.num_pending_tokens = 0
+        # Tokens whose keys and values are in the cache, or will be when the steps under way have ended.
+        self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, read from the prefix cache at first admission
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, as far as they were needed
+        self.num_published_blocks = 0  # of the block table, from its start
         self.was_scheduled = False
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        """Known and pending ones."""
+        return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_output_tokens(self) -> int:
-        return len(self.output_token_ids)
+        """Known and pending ones."""
+        return len(self.output_token_ids) + self.num_pending_tokens
 
     @property
     def is_decoding(self) -> bool:

@@ -26,6 +26,7 @@ from llm_service.from_proto import (
 from llm_service.generation import Backends, Generation, GenerationUsage
 from llm_service.metrics import count_usage, watch_load
 from llm_service.prompt import ImagePart, Message, PromptBuilder
+from llm_service.session import Session
 from llm_service.to_proto import event_to_proto
 from llm_service.tokenizer import load_tokenizer
 from protos import encoder_pb2, language_model_pb2, language_model_pb2_grpc
@@ -33,7 +34,7 @@ from protos.checkpoint import Checkpoint, open_checkpoint
 from protos.errors import InvalidRequest, Unavailable
 from protos.fingerprint import FingerprintBase, language_digest
 from protos.preprocessing import Preprocessing
-from protos.request_context import outgoing_metadata, request_id_of
+from protos.request_context import Metadata, accept_request_id, outgoing_metadata, request_id_of
 from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
 
@@ -49,12 +50,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
-    """Generate, Tokenize, Detokenize, GetModel."""
+    """Generate, Session, Tokenize, Detokenize, GetModel."""
 
     def __init__(self, config: LLMConfig, preprocessing: Preprocessing, backends: Backends) -> None:
         self._config = config
         self._preprocessing = preprocessing
         self._backends = backends
+        self._sessions: set[Session] = set()
+        self._draining = False
         self._limits = RequestLimits(
             vocab_size=backends.engine.ready.vocab_size,
             max_model_len=backends.engine.ready.max_model_len,
@@ -69,14 +72,33 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
         request_id = request_id_of(context, request.request_id)
         metadata = outgoing_metadata(request_id, tuple(context.invocation_metadata() or ()))
         async with rpc_errors(context):
-            plain = generation_from_proto(request, self._preprocessing, self._limits, metadata)
-            self._refuse_placeholders(plain.prompt_token_ids)
+            generation = self._generation(request, metadata)
             # Closed at once, not when the collector finds the generator: blocks and slots hang on it.
-            async with aclosing(Generation(plain, self._backends).run()) as events:
+            async with aclosing(generation.run()) as events:
                 async for event in events:
                     if isinstance(event, GenerationUsage):
                         count_usage(event)
                     yield event_to_proto(event, request_id)
+
+    async def Session(
+        self, requests: AsyncIterator[language_model_pb2.SessionRequest], context: Context
+    ) -> AsyncIterator[language_model_pb2.SessionResponse]:
+        session = Session(self._session_generation)
+        self._sessions.add(session)
+        if self._draining:
+            session.drain()
+        try:
+            async with rpc_errors(context), aclosing(session.run(requests)) as responses:
+                async for response in responses:
+                    yield response
+        finally:
+            self._sessions.discard(session)
+
+    def drain(self) -> None:
+        """Let sessions, which never end by themselves, end with their last request."""
+        self._draining = True
+        for session in self._sessions:
+            session.drain()
 
     async def Tokenize(
         self, request: language_model_pb2.TokenizeRequest, context: Context
@@ -129,6 +151,16 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
             raise
         return prompt.token_ids
 
+    def _session_generation(self, message: language_model_pb2.SessionGenerate) -> tuple[Generation, str]:
+        request_id = accept_request_id(message.request.request_id)
+        metadata = outgoing_metadata(request_id, tuple(message.metadata.items()))
+        return self._generation(message.request, metadata), request_id
+
+    def _generation(self, request: language_model_pb2.GenerateRequest, metadata: Metadata) -> Generation:
+        plain = generation_from_proto(request, self._preprocessing, self._limits, metadata)
+        self._refuse_placeholders(plain.prompt_token_ids)
+        return Generation(plain, self._backends)
+
     def _refuse_placeholders(self, prompt_token_ids: list[int]) -> None:
         context_id = self._backends.prompts.context_id
         if context_id in prompt_token_ids:
@@ -171,10 +203,12 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         shutdown = shutdown_signal()
         await server.set_serving()
         on_ready(port)
-        await _serve_until_end(server, shutdown, ends)
+        await _serve_until_end(server, servicer, shutdown, ends)
 
 
-async def _serve_until_end(server: Server, shutdown: asyncio.Event, ends: list[Awaitable[None]]) -> None:
+async def _serve_until_end(
+    server: Server, servicer: LanguageModelServicer, shutdown: asyncio.Event, ends: list[Awaitable[None]]
+) -> None:
     """Drain at a signal; raise when the engine, or a rank of it, goes first."""
     stopping = asyncio.create_task(shutdown.wait())
     engine_ends = [asyncio.ensure_future(end) for end in ends]
@@ -186,6 +220,7 @@ async def _serve_until_end(server: Server, shutdown: asyncio.Event, ends: list[A
     finally:
         for task in (stopping, *engine_ends):
             task.cancel()
+        servicer.drain()
         await server.stop()
 
 

@@ -13,23 +13,35 @@ _FINISH_REASONS = {
 
 
 def event_to_proto(event: GenerationEvent, request_id: str) -> language_model_pb2.GenerateResponse:
+    response = language_model_pb2.GenerateResponse()
+    set_event(response, event, request_id)
+    return response
+
+
+def set_event(
+    target: language_model_pb2.GenerateResponse | language_model_pb2.SessionEvent,
+    event: GenerationEvent,
+    request_id: str,
+) -> None:
+    """Both messages have the same events.  Filled in place: a copy per token would cost as much again."""
     if isinstance(event, ChoiceDelta):
-        return language_model_pb2.GenerateResponse(delta=_delta(event))
-    if isinstance(event, ChoiceFinished):
-        return language_model_pb2.GenerateResponse(finished=_finished(event))
-    if isinstance(event, GenerationStarted):
-        started = language_model_pb2.Started(request_id=request_id, prompt_tokens=event.prompt_tokens)
-        return language_model_pb2.GenerateResponse(started=started)
-    return language_model_pb2.GenerateResponse(usage=_usage(event))
+        _set_delta(target.delta, event)
+    elif isinstance(event, ChoiceFinished):
+        target.finished.CopyFrom(_finished(event))
+    elif isinstance(event, GenerationStarted):
+        target.started.request_id = request_id
+        target.started.prompt_tokens = event.prompt_tokens
+    else:
+        target.usage.CopyFrom(_usage(event))
 
 
-def _delta(delta: ChoiceDelta) -> language_model_pb2.Delta:
-    return language_model_pb2.Delta(
-        index=delta.index,
-        text=delta.text,
-        token_ids=delta.token_ids,
-        logprobs=[_token_logprobs(logprobs) for logprobs in delta.logprobs],
-    )
+def _set_delta(target: language_model_pb2.Delta, delta: ChoiceDelta) -> None:
+    target.text = delta.text
+    target.token_ids.extend(delta.token_ids)
+    if delta.index:
+        target.index = delta.index
+    if delta.logprobs:
+        target.logprobs.extend(_token_logprobs(logprobs) for logprobs in delta.logprobs)
 
 
 def _token_logprobs(logprobs: TokenLogprobs) -> language_model_pb2.TokenLogprobs:

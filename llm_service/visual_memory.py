@@ -6,14 +6,18 @@ left behind when a process is killed.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 SHARED_MEMORY_DIR = Path("/dev/shm")
+
+log = logging.getLogger(__name__)
 
 
 class VisualMemory:
@@ -45,6 +49,14 @@ class VisualMemory:
         except BaseException:
             os.close(fd)
             raise
+
+    def pin(self) -> None:
+        """Let the GPU copy from it while the CPU goes on; where that is refused, copies are only slower."""
+        error = torch.cuda.cudart().cudaHostRegister(self._slots.data_ptr(), self._slots.nbytes, 0)
+        if int(error) != 0:
+            log.warning("visual store: page-locking was refused (CUDA error %d)", int(error))
+            with suppress(RuntimeError):  # the next kernel would report that error as its own
+                torch.zeros(1, device="cuda")
 
     def write(self, slot: int, embeds: torch.Tensor) -> None:
         """Store [num_tokens, hidden_size]; the element type is converted where the encoder's differs."""

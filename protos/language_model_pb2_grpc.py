@@ -39,6 +39,11 @@ class LanguageModelStub(object):
                 request_serializer=protos_dot_language__model__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protos_dot_language__model__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/tessera.v1.LanguageModel/Session',
+                request_serializer=protos_dot_language__model__pb2.SessionRequest.SerializeToString,
+                response_deserializer=protos_dot_language__model__pb2.SessionResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tessera.v1.LanguageModel/Tokenize',
                 request_serializer=protos_dot_language__model__pb2.TokenizeRequest.SerializeToString,
@@ -70,6 +75,16 @@ class LanguageModelServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """The same for gateways: many requests on one stream, and one message an engine step with the events of all of
+        them.  Each request's events come in Generate's order; its last is Usage or Failure.  A request that fails
+        leaves the others alone.  A caller that reads slowly gets the deltas of several steps joined.  A service that
+        is about to end refuses new requests (Failure, "unavailable") and ends the stream behind the last one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Token ids of a text or of a conversation without pictures.
         """
@@ -86,7 +101,7 @@ class LanguageModelServicer(object):
 
     def GetModel(self, request, context):
         """Says what is loaded, with which limits, and how busy it is.
-        UploadMedia and Session belong to this service: later issues.
+        UploadMedia belongs to this service: a later issue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +114,11 @@ def add_LanguageModelServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=protos_dot_language__model__pb2.GenerateRequest.FromString,
                     response_serializer=protos_dot_language__model__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=protos_dot_language__model__pb2.SessionRequest.FromString,
+                    response_serializer=protos_dot_language__model__pb2.SessionResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -143,6 +163,33 @@ class LanguageModel(object):
             '/tessera.v1.LanguageModel/Generate',
             protos_dot_language__model__pb2.GenerateRequest.SerializeToString,
             protos_dot_language__model__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tessera.v1.LanguageModel/Session',
+            protos_dot_language__model__pb2.SessionRequest.SerializeToString,
+            protos_dot_language__model__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

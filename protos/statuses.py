@@ -41,7 +41,7 @@ STATUSES: dict[type[ServingError], grpc.StatusCode] = {
     ModelError: grpc.StatusCode.INTERNAL,
 }
 _DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
-_BY_REASON = {error_class.reason: error_class for error_class in STATUSES}
+ERROR_OF_REASON = {error_class.reason: error_class for error_class in STATUSES}
 _BY_STATUS = {status: error_class for error_class, status in reversed(STATUSES.items())}
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def error_from_rpc(rpc_error: grpc.RpcError) -> ServingError:
             field = detail.field_violations[0].field
     error_class = _BY_STATUS.get(code, ModelError)
     if info.domain == DOMAIN:
-        error_class = _BY_REASON.get(info.reason, error_class)
+        error_class = ERROR_OF_REASON.get(info.reason, error_class)
     message = rpc_error.details() or code.name
     return error_class(message, field=field, retry_after_s=retry_after_s)
 

@@ -28,6 +28,8 @@ WIRE_MODULES = {
     "llm_service.encoder_pool",
     "gateway.translate",
     "gateway.llm_client",
+    "gateway.session",
+    "llm_service.session",
 }
 # Plain bookkeeping, testable without tensors, sockets or an event loop.
 SANS_IO = ("scheduler", "block_manager", "sequence", "visual_store")
@@ -166,10 +168,11 @@ def test_bookkeeping_knows_neither_tensors_nor_io(name: str) -> None:
     assert not top_level(loaded) & {"torch", "numpy", "grpc", "asyncio", "socket", "multiprocessing"}, module
 
 
-def test_cuda_only_packages_are_imported_inside_functions() -> None:
-    for module, tree in sources().items():
-        at_import = top_level(imports(tree, inside_functions=False))
-        assert not at_import & {"flash_attn", "flashinfer", "triton"}, module
+@pytest.mark.parametrize(
+    "process", ["encoder_service.servicer", "llm_service.servicer", "llm_service.engine_process", "deploy.cli"]
+)
+def test_no_process_loads_cuda_only_packages_before_it_knows_its_device(process: str) -> None:
+    assert not top_level(loaded_with(process)) & {"flash_attn", "flashinfer", "triton"}
 
 
 def test_nothing_unpickles_or_runs_remote_code() -> None:

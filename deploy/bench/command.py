@@ -1,17 +1,20 @@
-"""`tessera bench`: decode and transport on this machine, each against its yardstick in the same run."""
+"""`tessera bench`: decode, transport and front end on this machine, each against its yardstick."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from deploy.bench.machine import processor
 from deploy.cli import UsageError
 
+PARTS = ("transport", "decode", "front-end")
 DTYPES = ("bfloat16", "float32")
 
 
@@ -29,6 +32,15 @@ class BenchCommand:
             "--dtypes", default=",".join(DTYPES), help="element types of the decode (default: %(default)s)"
         )
         parser.add_argument(
+            "--parts", default=",".join(PARTS), help="what is measured (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--front-ends",
+            default="1:1",
+            metavar="SERVERS:WORKERS",
+            help="language-model services and gateway workers of the part front-end (default: %(default)s)",
+        )
+        parser.add_argument(
             "--checkpoint", default="", help="folder that keeps the random checkpoint, 1.9 GB (default: none)"
         )
 
@@ -38,7 +50,13 @@ class BenchCommand:
         for dtype in dtypes:
             if dtype not in DTYPES:
                 raise UsageError(f"argument --dtypes: {dtype!r} is none of {', '.join(DTYPES)}")
-        from deploy.bench import decode, transport
+        parts = arguments.parts.split(",")
+        for part in parts:
+            if part not in PARTS:
+                raise UsageError(f"argument --parts: {part!r} is none of {', '.join(PARTS)}")
+        if re.fullmatch(r"[1-9]\d*:[1-9]\d*", arguments.front_ends) is None:
+            raise UsageError(f"argument --front-ends: {arguments.front_ends!r} is not like 2:4")
+        from deploy.bench import decode, front_end, transport
         from deploy.random_checkpoint import INTERNVIT_300M_QWEN3_600M, write_random_checkpoint
 
         print(_machine(arguments.threads))
@@ -47,8 +65,14 @@ class BenchCommand:
             if not (folder / "config.json").is_file():
                 print("writing a random checkpoint, InternViT-300M and Qwen3-0.6B in shape ...", flush=True)
                 write_random_checkpoint(folder, INTERNVIT_300M_QWEN3_600M)
-            reached = [transport.run(folder)]
-            reached += [decode.run(folder, arguments.threads, dtype) for dtype in dtypes]
+            reached = []
+            if "transport" in parts:
+                reached.append(transport.run(folder))
+            if "decode" in parts:
+                reached += [decode.run(folder, arguments.threads, dtype) for dtype in dtypes]
+            if "front-end" in parts:
+                servers, _, workers = arguments.front_ends.partition(":")
+                reached.append(front_end.run(folder, num_servers=int(servers), num_workers=int(workers)))
         return 0 if all(reached) else 1
 
 
@@ -57,13 +81,6 @@ def _machine(num_threads: int) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "grpcio"))
     return (
-        f"{_processor()}, {os.cpu_count()} cores, {num_threads} threads; Python {platform.python_version()}, "
+        f"{processor()}, {os.cpu_count()} cores, {num_threads} threads; Python {platform.python_version()}, "
         f"{versions}; commit {commit.stdout.strip() or 'unknown'}"
     )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -54,7 +54,7 @@ class NullVision:
 async def main(folder: Path) -> None:
     config = EncoderConfig()
     base = FingerprintBase(open_checkpoint(str(folder)))
-    servicer = EncoderServicer(config, base, NullVision(config.max_batch_tiles))
+    servicer = EncoderServicer(config, base, NullVision(config.batch_tiles("cpu")))
     server = Server(ServerConfig(), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     print(await server.start(), flush=True)

@@ -45,10 +45,14 @@ class SdpaBackend:
 
     name = "sdpa"
     block_size = BLOCK_SIZE
+    supports_graphs = False
 
     def __init__(self, device: torch.device) -> None:
         self._max_slots = MAX_GATHERED_SLOTS.get(device.type, MAX_GATHERED_SLOTS_ELSEWHERE)
         self._scratch: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def warm_up(self, num_heads: int, cache: LayerCache, max_query_len: int) -> None:
+        """PyTorch's kernels come compiled."""
 
     def plan(self, metadata: AttentionMetadata, device: torch.device) -> SdpaPlan:
         """Group the step's sequences and build each group's block indices and mask."""
@@ -64,6 +68,12 @@ class SdpaBackend:
         groups += [_chunk_group(metadata, starts[i], i, device) for i in chunks]
         return SdpaPlan(metadata.slot_mapping.to(device), groups)
 
+    def plan_decode(
+        self, slot_mapping: torch.Tensor, block_tables: torch.Tensor, context_lens: torch.Tensor
+    ) -> SdpaPlan:
+        """This backend groups sequences by lengths that it must know on the host."""
+        raise RuntimeError("the sdpa backend cannot plan from lengths on the device")
+
     def forward(
         self,
         query: torch.Tensor,
@@ -74,6 +84,17 @@ class SdpaBackend:
     ) -> torch.Tensor:
         """See AttentionBackend.forward."""
         cache.write(key, value, plan.slot_mapping)
+        return self.attend(query, key, value, cache, plan)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: LayerCache,
+        plan: SdpaPlan,
+    ) -> torch.Tensor:
+        """See AttentionBackend.attend."""
         if len(plan.groups) == 1 and isinstance(plan.groups[0].rows, slice):
             return self._attend(query, cache, plan.groups[0])
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from llm_service.attention.base import AttentionBackend
+from llm_service.kernels.ops import TORCH_OPS, Ops, select_ops
 from llm_service.kv_cache import KVCache, LayerCache
 from llm_service.model.config import DecoderConfig
 from llm_service.model.layers import (
@@ -24,11 +24,13 @@ from llm_service.model.layers import (
     VocabParallelEmbedding,
     VocabParallelHead,
 )
-from llm_service.model.rope import RotaryTable, rotate
+from llm_service.model.rope import RotaryTable
 from llm_service.parallel import TensorParallel
 
 
 class Attention(nn.Module):
+    ops: Ops = TORCH_OPS
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -50,12 +52,10 @@ class Attention(nn.Module):
             dtype=dtype,
             device=device,
         )
-        num_heads, num_kv_heads = self.qkv.num_heads, self.qkv.num_kv_heads
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.qk_norm: HeadNorm | None = None
         if config.qk_norm:
-            eps = config.rms_norm_eps
-            self.qk_norm = HeadNorm(num_heads, num_kv_heads, head_dim, eps, dtype, device)
+            heads = self.qkv.num_heads, self.qkv.num_kv_heads
+            self.qk_norm = HeadNorm(*heads, head_dim, config.rms_norm_eps, dtype, device)
         self.o = RowParallelLinear(
             config.num_heads * head_dim,
             size,
@@ -65,29 +65,19 @@ class Attention(nn.Module):
             device=device,
         )
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        cache: LayerCache,
-        plan: Any,
-    ) -> torch.Tensor:
-        qkv = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)
-        num_heads, num_rotated = self.num_heads, self.num_heads + self.num_kv_heads
-        # Queries and keys lie side by side, so that one call normalises and rotates both.
-        heads = qkv[:, :num_rotated]  # [num_tokens, num_heads + num_kv_heads, head_dim]
-        if self.qk_norm is not None:
-            heads = self.qk_norm(heads)
-        heads = rotate(heads, cos, sin)
-        attended = self.backend.forward(
-            heads[:, :num_heads], heads[:, num_heads:], qkv[:, num_rotated:], cache, plan
+    def forward(self, hidden: torch.Tensor, rotation: Any, cache: LayerCache, plan: Any) -> torch.Tensor:
+        norm, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
+        query, key, value = self.ops.rotate_and_cache(
+            self.qkv(hidden), rotation, norm, eps, cache, plan.slot_mapping
         )
+        attended = self.backend.attend(query, key, value, cache, plan)
         output: torch.Tensor = self.o(attended.flatten(1))
         return output
 
 
 class MLP(nn.Module):
+    ops: Ops = TORCH_OPS
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -114,8 +104,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        output: torch.Tensor = self.down(F.silu(gate).mul_(up))
+        output: torch.Tensor = self.down(self.ops.silu_mul(self.gate_up(hidden)))
         return output
 
 
@@ -138,18 +127,22 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        residual: torch.Tensor | None,
+        rotation: Any,
         cache: LayerCache,
         plan: Any,
-    ) -> torch.Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden), cos, sin, cache, plan)
-        output: torch.Tensor = hidden + self.mlp(self.mlp_norm(hidden))
-        return output
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's input is hidden + residual, and so is its output: the next norm adds them."""
+        hidden, residual = self.attention_norm.add(hidden, residual)
+        hidden = self.attention(hidden, rotation, cache, plan)
+        hidden, residual = self.mlp_norm.add(hidden, residual)
+        return self.mlp(hidden), residual
 
 
 class Decoder(nn.Module):
     """One rank's share of the language model; run it under torch.inference_mode()."""
+
+    ops: Ops = TORCH_OPS
 
     def __init__(
         self,
@@ -173,6 +166,13 @@ class Decoder(nn.Module):
         self.head = VocabParallelHead(
             config.hidden_size, config.vocab_size, parallel=parallel, dtype=dtype, device=device
         )
+        self.use_ops(select_ops(device))
+
+    def use_ops(self, ops: Ops) -> None:
+        """Compute by `ops` in every part from now on."""
+        for module in self.modules():
+            if isinstance(module, Decoder | Attention | MLP | RMSNorm | Linear):
+                module.ops = ops
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[num_tokens] int64 -> [num_tokens, hidden_size]."""
@@ -186,16 +186,23 @@ class Decoder(nn.Module):
 
         `plan` comes from the backend's plan(); every token's keys and values enter `kv_cache`.
         """
-        cos, sin = self.rope(positions)
+        rotation = self.ops.rotation(self.rope, positions)
+        residual: torch.Tensor | None = None
         for layer, cache in zip(self.layers, kv_cache.layers, strict=True):
-            hidden = layer(hidden, cos, sin, cache, plan)
-        output: torch.Tensor = self.norm(hidden)
-        return output
+            hidden, residual = layer(hidden, residual, rotation, cache, plan)
+        return self.norm.add(hidden, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] after the final norm -> float32 [num_rows, vocab_size]."""
         logits: torch.Tensor = self.head(hidden)
         return logits.float()
+
+    def greedy(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] after the final norm -> the likeliest token ids, int64 [num_rows].
+
+        The same as logits().argmax(-1), without logits in float32.
+        """
+        return self.ops.argmax(self.head(hidden))
 
     def tie_head(self) -> None:
         """Let the output matrix be the embedding."""

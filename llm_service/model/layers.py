@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llm_service.kernels.ops import TORCH_OPS, Ops
 from llm_service.parallel import TensorParallel
 
 # Rows that the packed layout is chosen for; measured best from 1 to 256 rows alike (a hint of 1 is not).
@@ -34,18 +35,24 @@ def expect_rows(tensor: torch.Tensor, rows: int) -> None:
 class RMSNorm(nn.Module):
     """Zhang & Sennrich 2019, in Llama's order: computed in fp32, cast, then times the weight."""
 
+    ops: Ops = TORCH_OPS
+
     def __init__(self, *shape: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.weight = parameter(*shape, dtype=dtype, device=device)
         self.eps = eps
-        self.normalized = shape[-1:]
 
     def load(self, part: str, kind: str, tensor: torch.Tensor) -> None:
         fill(self.weight, tensor)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        # The weight apart: F.rms_norm would multiply by it before the cast.
-        return F.rms_norm(hidden, self.normalized, None, self.eps) * self.weight
+        return self.ops.rms_norm(hidden, self.weight, self.eps)
+
+    def add(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of hidden + residual, and that sum; without a residual, `hidden` is the sum."""
+        if residual is None:
+            return self(hidden), hidden
+        return self.ops.add_rms_norm(hidden, residual, self.weight, self.eps)
 
 
 class HeadNorm(RMSNorm):
@@ -73,6 +80,8 @@ class HeadNorm(RMSNorm):
 class Linear(nn.Module):
     """y = x W^T + b over this rank's rows or columns."""
 
+    ops: Ops = TORCH_OPS
+
     def __init__(
         self,
         in_features: int,
@@ -89,7 +98,7 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
+            return self.ops.linear(x, self.weight, self.bias)
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return output
 

@@ -54,7 +54,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["gateway", "--port", "70000"], "tessera gateway: error: --port must be 0..65535, got 70000"),
         (["encoder", "nowhere", "--max-batch-tiles", "0"], "--max-batch-tiles must be >= 1, got 0"),
         (["encoder", "nowhere", "--tls-cert", "c"], "--tls-cert and --tls-key go together"),
-        (["llm", "nowhere", "--max-num-seqs", "0"], "--max-num-seqs must be >= 1, got 0"),
+        (["llm", "nowhere", "--max-num-seqs", "-1"], "--max-num-seqs must be >= 0, got -1"),
         (["llm", "nowhere", "--dtype", "int3"], "--dtype must be one of auto, float32"),
         (["serve", "nowhere", "--dtype", "int3"], "--dtype must be one of auto, float32"),
         (["serve", "nowhere", "--encoder-max-tiles", "0"], "--encoder-max-tiles must be >= 1, got 0"),

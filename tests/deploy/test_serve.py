@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from deploy.cli import UsageError, add_common_arguments
 from deploy.demo import PICTURE
-from deploy.serve import ServeFlags
+from deploy.progress import Progress
+from deploy.serve import ServeCommand, ServeFlags, make_supervisor
 from deploy.service import EMBEDDED_MODEL_NAME
 
 TESSERA = (sys.executable, "-m", "deploy")
@@ -49,6 +52,39 @@ def test_what_is_said_of_the_model_holds_for_the_encoder_too() -> None:
     flags, arguments = parse("--dtype=float32", "--load-format=dummy", "--encoder-dtype=float16")
     assert sorted(flags.llm.command_line(arguments)) == ["--dtype=float32", "--load-format=dummy"]
     assert sorted(flags.encoder.command_line(arguments)) == ["--dtype=float16", "--load-format=dummy"]
+
+
+def parts_of(*argv: str) -> dict[str, tuple[str, ...]]:
+    command = ServeCommand()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_common_arguments(parser, command)
+    supervisor, _ = make_supervisor(command.flags, parser.parse_args(argv), Progress(io.StringIO()))
+    return {part.name: part.arguments for part in supervisor.parts}
+
+
+def test_several_servers_share_an_engine_and_the_gateway_knows_all() -> None:
+    parts = parts_of("--num-servers=3", "--llm-metrics-port=9100", "--gateway-workers=2", "--device=cpu")
+    assert list(parts) == ["encoder", "llm", "llm-1", "llm-2", "gateway"]
+    servers = [parts[name] for name in ("llm", "llm-1", "llm-2")]
+    [sockets] = {tuple(flag for flag in server if flag.startswith("--engine-socket=")) for server in servers}
+    assert len(sockets) == 1
+    ports = [next(flag for flag in server if flag.startswith("--port=")) for server in servers]
+    targets = ",".join(f"127.0.0.1:{port.removeprefix('--port=')}" for port in ports)
+    assert f"--llm={targets}" in parts["gateway"] and "--gateway-workers=2" in parts["gateway"]
+    metrics = [[flag for flag in server if flag.startswith("--metrics-port=")][-1] for server in servers]
+    assert metrics == [f"--metrics-port={port}" for port in (9100, 9101, 9102)]
+
+
+def test_on_the_cpu_there_is_one_of_each() -> None:
+    parts = parts_of("--device=cpu")
+    assert list(parts) == ["encoder", "llm", "gateway"]
+    assert "--gateway-workers=1" in parts["gateway"]
+    assert not any(flag.startswith("--engine-socket") for flag in parts["llm"])
+
+
+def test_no_server_is_none() -> None:
+    with pytest.raises(UsageError, match="--num-servers"):
+        parts_of("--num-servers=0")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,27 @@ async def test_all_parts_start_and_stop_in_the_order_of_a_request(log: Path) -> 
     assert "encoder | encoder says hello" in out.getvalue()
 
 
+async def test_joining_parts_start_behind_the_language_model_and_stop_before_it(log: Path) -> None:
+    encoder, llm, joined, gateway = (Part(name, (name,)) for name in ("encoder", "llm", "llm-1", "gateway"))
+    out = io.StringIO()
+    supervisor = Supervisor(encoder, llm, gateway, Progress(out), 5.0, SCRIPTED, 10.0, joining=[joined])
+    await supervisor.start()
+    [joined_pid] = pids(log, r"llm-1 started (\d+)")
+    watching = asyncio.create_task(supervisor.watch())
+    await asyncio.sleep(0.1)
+    assert not watching.done()
+    os.kill(joined_pid, signal.SIGKILL)
+    with pytest.raises(BaseExceptionGroup) as raised:
+        await watching
+    assert raised.group_contains(PartFailed, match="llm-1 ended")
+    await supervisor.stop()
+    lines = log.read_text().splitlines()
+    started = [line.split()[0] for line in lines if " started" in line]
+    assert sorted(started[:2]) == ["encoder", "llm"] and started[2:] == ["llm-1", "gateway"]
+    stopped = [line.split()[0] for line in lines if line.endswith(" stopped")]
+    assert stopped == ["gateway", "llm", "encoder"]
+
+
 async def test_a_part_that_dies_while_starting_fails_the_start_with_its_last_lines(log: Path) -> None:
     supervisor = supervisor_of(io.StringIO(), llm="dies early")
     with pytest.raises(PartFailed) as failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 
 from protos.checkpoint import Checkpoint, open_checkpoint
+from tests.encoder_service.interpreted import INTERPRETED, KERNEL_TESTS
 
 IMAGE_SIZE = 56
 KINDS: dict[str, dict[str, Any]] = {
@@ -36,6 +38,20 @@ ORIGINAL_NAMES = {
     "multi_modal_projector.linear_1": "mlp1.1",
     "multi_modal_projector.linear_2": "mlp1.3",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available() or INTERPRETED:
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; test_vision.py runs it in Triton's interpreter")
+    for item in items:
+        if item.path.as_posix().endswith(KERNEL_TESTS):
+            item.add_marker(skip)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    is_kernel_test = collection_path.as_posix().endswith(KERNEL_TESTS)
+    return True if is_kernel_test and find_spec("triton") is None else None
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 import torch
 
-from encoder_service.batcher import EncodedTile, TileBatcher
+from encoder_service.batcher import EncodedTile, ForwardResult, TileBatcher
 from protos.errors import ModelError, Unavailable
 
 BAD = 255
@@ -210,3 +210,101 @@ def test_a_result_for_a_closed_event_loop_does_not_stop_the_worker() -> None:
     encoder.permit()
     assert asyncio.run(ask()) == 4
     batcher.close()
+
+
+class QueueingDevice:
+    """Takes forwards into its queue at once; each ends, in order, when permitted."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.permitted = threading.Semaphore(0)
+        self.fails_to_begin = False
+
+    def launch(self, tiles: Sequence[torch.Tensor]) -> QueuedForward:
+        if self.fails_to_begin:
+            raise RuntimeError("secret of a library")
+        self.batches.append([int(tile[0, 0, 0]) for tile in tiles])
+        return QueuedForward(self, list(tiles))
+
+
+class QueuedForward:
+    def __init__(self, device: QueueingDevice, tiles: list[torch.Tensor]) -> None:
+        self.device, self.tiles = device, tiles
+
+    def result(self) -> ForwardResult:
+        assert self.device.permitted.acquire(timeout=10)
+        if any(int(tile[0, 0, 0]) == BAD for tile in self.tiles):
+            raise RuntimeError("secret of a library")
+        return ForwardResult([tile.float() * 2 for tile in self.tiles], encode_ns=3, transfer_ns=2)
+
+
+@asynccontextmanager
+async def queueing_batcher(
+    max_batch_tiles: int, first_batch_tiles: int | None = None
+) -> AsyncIterator[tuple[TileBatcher, QueueingDevice]]:
+    def never(tiles: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("forwards are launched")
+
+    device = QueueingDevice()
+    batcher = TileBatcher(never, max_batch_tiles, 60.0, device.launch, first_batch_tiles)
+    try:
+        yield batcher, device
+    finally:
+        device.permitted.release(100)
+        await asyncio.to_thread(batcher.close)
+
+
+async def test_a_device_has_the_next_forward_in_its_queue_and_no_further_one() -> None:
+    async with queueing_batcher(max_batch_tiles=2) as (batcher, device):
+        futures = [batcher.submit(tile(0), (0, 0))]
+        await until(lambda: device.batches == [[0]])
+        futures += [batcher.submit(tile(value), (0, 0)) for value in range(1, 7)]
+        await until(lambda: len(device.batches) == 2)
+        await asyncio.sleep(0.02)
+        assert (len(device.batches), batcher.forwards_done) == (2, 0)
+        device.permitted.release()
+        await until(lambda: len(device.batches) == 3)
+        assert float((await futures[0]).embeds[0, 0, 0]) == 0
+        device.permitted.release(100)
+        results = await asyncio.gather(*futures)
+        assert [float(result.embeds[0, 0, 0]) for result in results] == [2 * value for value in range(7)]
+        assert [value for batch in device.batches for value in batch] == list(range(7))
+        assert (results[0].encode_ns, results[0].transfer_ns) == (3, 2)
+
+
+async def test_the_first_forward_of_an_idle_device_may_be_smaller() -> None:
+    async with queueing_batcher(max_batch_tiles=8, first_batch_tiles=3) as (batcher, device):
+        with batcher._changed:  # all of them at once
+            futures = [batcher.submit(tile(value), (0, 0)) for value in range(13)]
+        await until(lambda: len(device.batches) == 2)
+        assert list(map(len, device.batches)) == [3, 8]
+        device.permitted.release(100)
+        await asyncio.gather(*futures)
+        assert list(map(len, device.batches)) == [3, 8, 2]
+
+
+async def test_forwards_that_do_not_begin_and_those_that_fail_later_fail_their_own_tiles_only() -> None:
+    async with queueing_batcher(max_batch_tiles=1) as (batcher, device):
+        device.permitted.release(100)
+        failing = batcher.submit(tile(BAD), (0, 0))
+        with pytest.raises(ModelError):
+            await failing
+        device.fails_to_begin = True
+        with pytest.raises(ModelError):
+            await batcher.submit(tile(1), (0, 0))
+        device.fails_to_begin = False
+        assert float((await batcher.submit(tile(2), (0, 0))).embeds[0, 0, 0]) == 4
+        assert batcher.forwards_done == 3
+
+
+async def test_close_waits_for_every_forward_in_the_devices_queue() -> None:
+    device = QueueingDevice()
+    batcher = TileBatcher(lambda tiles: tiles, 1, launch=device.launch)
+    futures = [batcher.submit(tile(value), (0, 0)) for value in range(2)]
+    await until(lambda: len(device.batches) == 2)
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    await asyncio.sleep(0.02)
+    assert not closing.done()
+    device.permitted.release(2)
+    await closing
+    assert [float((await future).embeds[0, 0, 0]) for future in futures] == [0, 2]

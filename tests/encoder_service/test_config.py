@@ -25,7 +25,8 @@ def test_every_setting_of_its_own_says_what_it_is() -> None:
         ({"dtype": "int4"}, r"dtype must be one of auto, .*, got 'int4'"),
         ({"load_format": "pickle"}, r"load_format must be one of auto, dummy, got 'pickle'"),
         ({"device": "tpu"}, r"device must be auto, cpu or cuda, got 'tpu'"),
-        ({"max_batch_tiles": 0}, r"max_batch_tiles must be >= 1, got 0"),
+        ({"max_batch_tiles": -1}, r"max_batch_tiles must be >= 0, got -1"),
+        ({"first_batch_tiles": 0}, r"first_batch_tiles must be >= 1, got 0"),
         ({"decode_workers": 0}, r"decode_workers must be >= 1, got 0"),
         ({"pixel_budget_mib": -1}, r"pixel_budget_mib must be >= 1, got -1"),
         ({"max_streams": -5}, r"max_streams must be >= 1, got -5"),
@@ -41,3 +42,8 @@ def test_every_setting_of_its_own_says_what_it_is() -> None:
 def test_a_wrong_setting_is_refused_by_name_and_value(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EncoderConfig(**values)
+
+
+def test_a_forward_on_a_gpu_takes_more_tiles_unless_told_otherwise() -> None:
+    assert [EncoderConfig().batch_tiles(device) for device in ("cpu", "cuda")] == [16, 32]
+    assert EncoderConfig(max_batch_tiles=5).batch_tiles("cuda") == 5

@@ -1,24 +1,34 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
+from PIL import Image
 
 from encoder_service.batcher import TileBatcher
 from encoder_service.media import ImageLimits, read_header
 from encoder_service.pixel_budget import PixelBudget
-from encoder_service.tile_stream import BATCHES_AHEAD, GrantedTile, Medium, TileStream, TileWorkers
-from encoder_service.tiling import TilingOptions, plan_tiles
+from encoder_service.tile_stream import (
+    BATCHES_AHEAD,
+    PICTURES_AHEAD,
+    GrantedTile,
+    Medium,
+    TileStream,
+    TileWorkers,
+)
+from encoder_service.tiling import Cutter, TileCutter, TilePlan, TilingOptions, plan_tiles
 from protos.errors import InvalidRequest, ModelError, Unavailable
 from tests.encoder_service.wire import SIDE, ScriptedVision, corrupt_pixels, gradient, until
 
 BATCH_TILES = 3
+MakeTiles = Callable[[Image.Image, TilePlan], Cutter]
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,15 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(budget_bytes: int = 1 << 30) -> AsyncIterator[Bench]:
+async def bench(
+    budget_bytes: int = 1 << 30, num_threads: int = 1, make_tiles: MakeTiles | None = None
+) -> AsyncIterator[Bench]:
     vision = ScriptedVision()
     batcher = TileBatcher(vision.encode, BATCH_TILES)
-    threads = ThreadPoolExecutor(1)
-    workers = TileWorkers(batcher, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES)
+    threads = ThreadPoolExecutor(num_threads)
+    workers = TileWorkers(
+        batcher, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES, make_tiles
+    )
     try:
         yield Bench(vision, workers)
     finally:
@@ -270,3 +284,93 @@ async def test_timings_are_sums_over_tiles(parts: Bench) -> None:
     timings = stream.timings
     assert min(timings.decode_ns, timings.tile_ns, timings.queue_ns, timings.encode_ns) > 0
     await stream.close()
+
+
+class Maker:
+    """Makes tiles as a GPU does, while decoding: when `gate` is open, and says how many wait for it."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.num_waiting = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, image: Image.Image, plan: TilePlan) -> Cutter:
+        with self.lock:
+            self.num_waiting += 1
+        assert self.gate.wait(5)
+        with self.lock:
+            self.num_waiting -= 1
+        return TileCutter(image, plan, SIDE)
+
+
+async def test_pictures_of_one_stream_are_decoded_at_a_time_and_their_tiles_stay_in_order() -> None:
+    maker = Maker()
+    async with bench(num_threads=PICTURES_AHEAD + 2, make_tiles=maker) as parts:
+        small = [gradient(seed, SIDE, SIDE) for seed in range(PICTURES_AHEAD + 2)]
+        stream = parts.stream(*small)
+        order = [GrantedTile(medium, 0) for medium in range(len(small))]
+        stream.grant(order)
+        stream.end_grants()
+        await until(lambda: maker.num_waiting == PICTURES_AHEAD)
+        await asyncio.sleep(0.02)
+        assert maker.num_waiting == PICTURES_AHEAD
+        maker.gate.set()
+        assert await take_all(stream) == order
+        await stream.close()
+        assert parts.is_idle
+
+
+async def test_tiles_granted_while_their_picture_is_decoded_are_cut_with_the_first_ones() -> None:
+    maker = Maker()
+    async with bench(make_tiles=maker) as parts:
+        stream = parts.stream(gradient(0), gradient(1))
+        stream.grant(tiles(0, 4))
+        await until(lambda: maker.num_waiting == 1)
+        stream.grant([*tiles(0, 5, 6, 7), *tiles(1, 0)])
+        stream.end_grants()
+        maker.gate.set()
+        assert await take_all(stream) == [*tiles(0, 4, 5, 6, 7), *tiles(1, 0)]
+        await stream.close()
+
+
+async def test_tiles_that_are_made_at_once_count_and_the_picture_does_not() -> None:
+    maker = Maker()
+    maker.gate.set()
+    async with bench(make_tiles=maker) as parts:
+        stream = parts.stream(gradient())
+        stream.grant(tiles(0, 0))
+        assert await stream.next_tile() is not None
+        assert parts.workers.pixels.used_bytes == 13 * 3 * SIDE * SIDE
+        await stream.close()
+
+
+async def test_closing_while_several_pictures_are_decoded_leaves_nothing() -> None:
+    maker = Maker()
+    async with bench(num_threads=2, make_tiles=maker) as parts:
+        stream = parts.stream(*(gradient(seed) for seed in range(4)))
+        stream.grant([GrantedTile(medium, 0) for medium in range(4)])
+        await until(lambda: maker.num_waiting == 2)
+        closing = asyncio.create_task(stream.close())
+        await asyncio.sleep(0.02)
+        assert not closing.done()  # the threads that have begun hold memory
+        maker.gate.set()
+        await asyncio.wait_for(closing, 2)
+        assert parts.is_idle and parts.vision.batches == []
+
+
+async def test_random_grants_come_in_order_whatever_is_decoded_when() -> None:
+    dice = random.Random(5)
+    async with bench(budget_bytes=400_000, num_threads=3) as parts:
+        for number in range(12):
+            stream = parts.stream(*(gradient(seed) for seed in range(4)), stream_id=number)
+            order = []
+            for _ in range(8):
+                medium, first = dice.randrange(4), dice.randrange(13)
+                granted = tiles(medium, *range(first, dice.randint(first, 12) + 1))
+                stream.grant(granted)
+                order += granted
+                await asyncio.sleep(dice.choice((0, 0, 0.002)))
+            stream.end_grants()
+            assert await take_all(stream) == order
+            await stream.close()
+            assert parts.is_idle

@@ -17,8 +17,9 @@ from gateway.config import GatewayConfig
 from gateway.llm_client import LLMClient
 from protos import language_model_pb2 as pb
 from protos import language_model_pb2_grpc
+from protos.errors import ServingError
+from protos.failures import error_to_failure
 from protos.options import SHARED_OPTIONS
-from protos.statuses import rpc_errors
 
 MODEL = "org/tiny-vl"
 Script = Callable[[pb.GenerateRequest], AsyncIterator[pb.GenerateResponse]]
@@ -85,23 +86,57 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         self.answers_get_model = True
         self.requests: list[pb.GenerateRequest] = []
         self.metadata: list[dict[str, str]] = []
-        self.remaining_s: list[float] = []
+        self.cancels: list[int] = []
         self.cancelled = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
-    async def Generate(
-        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.GenerateResponse]:
-        self.requests.append(request)
-        self.metadata.append(dict(context.invocation_metadata() or ()))
-        self.remaining_s.append(context.time_remaining() or 0.0)
+    async def Session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.SessionResponse]:
+        """The script of each request; a script that breaks off ends the stream."""
+        outbox: asyncio.Queue[pb.SessionEvent | None] = asyncio.Queue()
+        running: dict[int, asyncio.Task[None]] = {}
+        reading = asyncio.create_task(self._read(requests, running, outbox))
         try:
-            async with rpc_errors(context):
-                async for event in self.script(request):
-                    yield event
-        except (asyncio.CancelledError, GeneratorExit):
+            while (event := await outbox.get()) is not None:
+                yield pb.SessionResponse(events=[event])
+        finally:
+            for task in (reading, *running.values()):
+                task.cancel()
+
+    async def _read(
+        self,
+        requests: AsyncIterator[pb.SessionRequest],
+        running: dict[int, asyncio.Task[None]],
+        outbox: asyncio.Queue[pb.SessionEvent | None],
+    ) -> None:
+        async for message in requests:
+            if message.HasField("cancel"):
+                self.cancels.append(message.cancel.id)
+                running[message.cancel.id].cancel()
+            else:
+                answering = asyncio.create_task(self._answer(message.generate, outbox))
+                running[message.generate.id] = answering
+
+    async def _answer(
+        self, generate: pb.SessionGenerate, outbox: asyncio.Queue[pb.SessionEvent | None]
+    ) -> None:
+        self.requests.append(generate.request)
+        self.metadata.append(dict(generate.metadata))
+        kind = ""
+        try:
+            async for event in self.script(generate.request):
+                kind = str(event.WhichOneof("event"))
+                entry = pb.SessionEvent(id=generate.id)
+                getattr(entry, kind).CopyFrom(getattr(event, kind))
+                outbox.put_nowait(entry)
+            if kind != "usage":
+                outbox.put_nowait(None)
+        except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        except ServingError as error:
+            outbox.put_nowait(pb.SessionEvent(id=generate.id, failure=error_to_failure(error)))
 
     async def GetModel(
         self, request: pb.GetLanguageModelRequest, context: grpc.aio.ServicerContext[Any, Any]

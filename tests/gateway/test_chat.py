@@ -264,7 +264,6 @@ async def test_request_id_and_trace_travel_with_the_call() -> None:
         made = await gateway.post(ask(), headers={"x-request-id": "not a valid id", "traceparent": "junk"})
         first, second = gateway.llm.metadata
         assert gateway.llm.requests[0].request_id == "my.id"
-        assert 590 < gateway.llm.remaining_s[0] < 602  # gRPC rounds deadlines
     assert response.headers["x-request-id"] == first["x-request-id"] == "my.id"
     assert response.json()["id"] == "chatcmpl-my.id"
     assert (first["traceparent"], first["tracestate"]) == (parent, "a=b")
@@ -400,15 +399,12 @@ async def test_no_keepalive_commits_a_status_before_admission() -> None:
 
 
 async def test_deltas_that_are_already_there_leave_in_one_write() -> None:
-    async def events() -> AsyncGenerator[Event, None]:
-        yield Started(7)
-        for letter in "abc":
-            yield Delta(0, letter, 1)
-        yield Finished(0, "stop")
-        yield Usage(7, 3)
+    async def batches() -> AsyncGenerator[list[Event], None]:
+        deltas = [Delta(0, letter, 1) for letter in "abc"]
+        yield [Started(7), *deltas, Finished(0, "stop"), Usage(7, 3)]
 
     encoder = ChunkEncoder(Reply("chatcmpl-1", 0, MODEL, 1))
-    writes = [data async for data in chunk_stream(events(), encoder, 10)]
+    writes = [data async for data in chunk_stream(batches(), encoder)]
     assert len(writes) == 2
     assert [chunk["choices"][0]["delta"].get("content") for chunk in _chunks(writes[0])] == ["", *"abc", None]
     assert writes[1] == b"data: [DONE]\n\n"

@@ -31,7 +31,7 @@ async def _pool(*scripts: Script) -> AsyncIterator[tuple[LLMClient, list[Scripte
 
 async def _generate(client: LLMClient) -> list[Event]:
     async with aclosing(client.generate(pb.GenerateRequest(), metadata=(), timeout_s=5)) as events:
-        return [event async for event in events]
+        return [event async for batch in events for event in batch]
 
 
 async def test_idle_services_take_turns() -> None:

@@ -28,8 +28,7 @@ def test_the_first_text_of_an_answer_counts_once_whatever_its_choices() -> None:
     metrics = GatewayMetrics()
     timer = AnswerTimer(metrics)
     time.sleep(0.02)
-    for event in (Started(7), Delta(1, "a", 1), Delta(0, "b", 1), Delta(1, "c", 1), Finished(0, "stop")):
-        timer.observe(event)
+    timer.observe([Started(7), Delta(1, "a", 1), Delta(0, "b", 1), Delta(1, "c", 1), Finished(0, "stop")])
     found = samples(metrics)
     assert found[f"{FIRST}_count"] == 1 and found[f"{FIRST}_sum"] >= 0.02
     assert found[f"{BETWEEN}_count"] == 1, "the first delta of another choice is not a gap"
@@ -40,9 +39,9 @@ def test_a_gap_is_shared_by_the_tokens_after_it() -> None:
     for num_tokens in (1, 1000, 0):
         metrics = GatewayMetrics()
         timer = AnswerTimer(metrics)
-        timer.observe(Delta(0, "a", 1))
+        timer.observe([Delta(0, "a", 1)])
         time.sleep(0.02)
-        timer.observe(Delta(0, "b", num_tokens))
+        timer.observe([Delta(0, "b", num_tokens)])
         sums.append(samples(metrics)[f"{BETWEEN}_sum"])
     assert sums[0] >= 0.02 and sums[1] < 0.01 and sums[2] >= 0.02
 
@@ -50,7 +49,7 @@ def test_a_gap_is_shared_by_the_tokens_after_it() -> None:
 def test_tokens_add_up_by_kind_over_answers() -> None:
     metrics = GatewayMetrics()
     for _ in range(2):
-        AnswerTimer(metrics).observe(Usage(100, 5, cached_tokens=60, image_tokens=30))
+        AnswerTimer(metrics).observe([Usage(100, 5, cached_tokens=60, image_tokens=30)])
     found = samples(metrics)
     counts = {kind: found[f"tessera_gateway_tokens_total {kind}"] for kind in ("prompt", "image", "cached")}
     assert counts == {"prompt": 200, "image": 60, "cached": 120}

@@ -7,6 +7,8 @@ import hashlib
 import socket
 import threading
 import weakref
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,11 @@ from llm_service.engine import Engine
 from llm_service.engine_client import EngineClient, EngineRequest, PromptInput
 from llm_service.engine_host import EngineHost
 from llm_service.messages import EngineReady, PromptTile, SequenceOutput, SlotGrant, StepInput
-from llm_service.sampler import Sampler
+from llm_service.sampler import SampledToken, Sampler, SamplerRow
 from llm_service.sampling_params import SamplingParams
 from llm_service.scheduler import Scheduler, SchedulerConfig, TileGrant
 from llm_service.sequence import FinishReason, QueueRank, Sequence, SequenceGroup, VisualTile
+from llm_service.step_launcher import PendingStep, StepLauncher, SynchronousLauncher
 from llm_service.visual_memory import VisualMemory
 from llm_service.visual_store import VisualStore
 
@@ -91,6 +94,42 @@ class FakeRunner:
         return inputs
 
 
+class LateStep:
+    """Runs when it is waited for, after all that were launched before it."""
+
+    def __init__(self, launcher: LateLauncher, step: StepInput, rows: list[SamplerRow]) -> None:
+        self._launcher, self._step, self._rows = launcher, step, rows
+        self._done: PendingStep | None = None
+
+    def is_ready(self) -> bool:
+        self._launcher.num_looks += 1
+        return self._done is not None or self._launcher.num_looks % 3 == 0
+
+    def run(self) -> None:
+        self._done = self._launcher.launcher.launch(self._step, self._rows)
+
+    def collect(self) -> list[SampledToken]:
+        while self._done is None:
+            self._launcher.under_way.popleft().run()
+        return self._done.collect()
+
+
+class LateLauncher:
+    """A device at its slowest: what a step reads and writes, it reads and writes at the last moment."""
+
+    def __init__(self, launcher: SynchronousLauncher) -> None:
+        self.device = launcher.device
+        self.launcher = launcher
+        self.under_way: deque[LateStep] = deque()
+        self.num_looks = 0
+        self.most_under_way = 0
+
+    def launch(self, step: StepInput, rows: list[SamplerRow]) -> LateStep:
+        self.under_way.append(LateStep(self, step, rows))
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+        return self.under_way[-1]
+
+
 @dataclass(frozen=True)
 class Tile:
     """Part of a test prompt: the visual tokens of one tile."""
@@ -119,6 +158,7 @@ class World:
     max_model_len: int = 0
     threshold: int = 0
     prefix_caching: bool = True
+    overlap: bool = False
     groups: dict[int, SequenceGroup] = field(default_factory=dict)
     grants: list[TileGrant] = field(default_factory=list)  # not yet delivered
 
@@ -132,11 +172,22 @@ class World:
             long_prefill_token_threshold=self.threshold,
         )
         self.scheduler = Scheduler(config, self.blocks, self.store)
-        self.memory = VisualMemory.create(self.num_slots, SLOT_TOKENS, 1, torch.int64)
+        self.memory = self.make_memory()
         weakref.finalize(self, self.memory.close)
-        self.runner = FakeRunner(self.memory, self.block_size)
-        self.engine = Engine(self.scheduler, self.store, self.runner, Sampler(seed=0))
+        self.engine = Engine(self.scheduler, self.store, self.make_launcher(), self.overlap)
         self.granted: list[tuple[int, int]] = []  # (group, tile index) ever granted, in order
+
+    def make_memory(self) -> VisualMemory:
+        return VisualMemory.create(self.num_slots, SLOT_TOKENS, 1, torch.int64)
+
+    def make_launcher(self) -> StepLauncher:
+        self.runner = FakeRunner(self.memory, self.block_size)
+        launcher = SynchronousLauncher(self.runner, Sampler(seed=0), torch.device("cpu"))
+        self.late_launcher = LateLauncher(launcher)
+        return self.late_launcher if self.overlap else launcher
+
+    def tile_rows(self, key: bytes, num_tokens: int) -> torch.Tensor:
+        return tile_rows(key, num_tokens)
 
     def add(
         self,
@@ -149,10 +200,13 @@ class World:
         salt: bytes = b"",
         stops: frozenset[int] = frozenset(),
         min_tokens: int = 0,
+        presence_penalty: float = 0.0,
     ) -> SequenceGroup:
         group_id = len(self.groups)
         temperature = 0.0 if seed is None else 1.0
-        params = SamplingParams(n=n, seed=seed, temperature=temperature, min_tokens=min_tokens)
+        params = SamplingParams(
+            n=n, seed=seed, temperature=temperature, min_tokens=min_tokens, presence_penalty=presence_penalty
+        )
         token_ids, tiles = layout(parts)
         rank = QueueRank(priority, group_id)
         group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt)
@@ -168,12 +222,10 @@ class World:
         sequences = [sequence for group in self.groups.values() for sequence in group.sequences]
         before = {s: s.num_computed_tokens for s in sequences}
         unseen = {s for s in sequences if not s.was_scheduled}
-        result = self.engine.step()
+        self._spoil_granted(self.engine.launch().grants)
         self.scheduler.check()
-        for grant in result.grants:
-            self.memory.write(grant.slot, torch.full((SLOT_TOKENS, 1), UNWRITTEN))
-            self.granted.append((grant.group_id, grant.tile_index))
-        self.grants += result.grants
+        self._spoil_granted(self.engine.collect().grants)
+        self.scheduler.check()
         if deliver:
             self.deliver_all()
         return {
@@ -182,10 +234,16 @@ class World:
             if s.num_computed_tokens > start
         }
 
+    def _spoil_granted(self, grants: list[TileGrant]) -> None:
+        for grant in grants:
+            self.memory.write(grant.slot, torch.full_like(self.tile_rows(b"", SLOT_TOKENS), UNWRITTEN))
+            self.granted.append((grant.group_id, grant.tile_index))
+        self.grants += grants
+
     def deliver(self, grant: TileGrant) -> None:
         self.grants.remove(grant)
         tile = self.groups[grant.group_id].tiles[grant.tile_index]
-        self.memory.write(grant.slot, tile_rows(tile.key, tile.num_tokens))
+        self.memory.write(grant.slot, self.tile_rows(tile.key, tile.num_tokens))
         self.scheduler.tile_stored(grant.group_id, grant.tile_index)
         self.scheduler.check()
 
@@ -245,9 +303,11 @@ def outputs(group: SequenceGroup) -> list[list[int]]:
     return [sequence.output_token_ids for sequence in group.sequences]
 
 
-def alone(parts: Parts, max_tokens: int = 4, **options: object) -> list[list[int]]:
-    """What the request gives in an engine that it has to itself."""
-    world = World(num_blocks=256, num_slots=64, budget=1024)
+def alone(
+    parts: Parts, max_tokens: int = 4, make_world: Callable[..., World] | None = None, **options: object
+) -> list[list[int]]:
+    """What the request gives in an engine that it has to itself, step after step."""
+    world = (make_world or World)(num_blocks=256, num_slots=64, budget=1024)
     group = world.add(parts, max_tokens, **options)  # type: ignore[arg-type]
     world.finish()
     assert all(s.finish_reason is not FinishReason.ABORT for s in group.sequences)

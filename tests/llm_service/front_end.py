@@ -25,6 +25,7 @@ from llm_service.messages import EngineReady, StepInput
 from llm_service.prompt import PromptBuilder
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler, SchedulerConfig
+from llm_service.step_launcher import SynchronousLauncher
 from llm_service.templates import ConversationTemplate
 from llm_service.tokenizer import Tokenizer
 from llm_service.visual_memory import VisualMemory
@@ -123,7 +124,8 @@ class EngineThread:
         self.scheduler = Scheduler(config, self.blocks, self.store)
         self.memory = VisualMemory.create(num_slots, SLOT_TOKENS, HIDDEN_SIZE, torch.int64)
         self.runner = PacedRunner(self.memory, BLOCK_SIZE)
-        engine = Engine(self.scheduler, self.store, self.runner, Sampler(seed=0))
+        launcher = SynchronousLauncher(self.runner, Sampler(seed=0), torch.device("cpu"))
+        engine = Engine(self.scheduler, self.store, launcher)
         self.path = folder / "engine.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.path))

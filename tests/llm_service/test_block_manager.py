@@ -18,7 +18,7 @@ def compute(blocks, sequence, num_tokens):
     before = sequence.num_computed_tokens
     assert blocks.allocate(sequence, before + num_tokens)
     sequence.num_computed_tokens += num_tokens
-    blocks.publish(sequence, before)
+    blocks.publish(sequence)
 
 
 def computed(blocks, parts, salt=b""):
@@ -77,6 +77,21 @@ def test_a_block_is_found_only_after_it_was_computed():
     assert blocks.num_cached_tokens(make_sequence([12])) == 0
     compute(blocks, sequence, 6)
     assert blocks.num_cached_tokens(make_sequence([12])) == 8
+
+
+def test_a_block_with_a_token_that_is_not_known_yet_is_not_found():
+    blocks = BlockManager(8, 4)
+    sequence = make_sequence([7])
+    compute(blocks, sequence, 7)
+    sequence.num_pending_tokens = 1
+    compute(blocks, sequence, 1)
+    assert sequence.num_published_blocks == 1
+    sequence.num_pending_tokens = 0
+    sequence.append(30)
+    blocks.publish(sequence)
+    longer = make_sequence([9])
+    longer.token_ids[7] = 30
+    assert blocks.num_cached_tokens(longer) == 8 and blocks.num_cached_tokens(make_sequence([9])) == 4
 
 
 def test_the_end_of_a_prefix_is_reused_before_its_beginning():

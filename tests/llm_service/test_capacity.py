@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_service.capacity import MAX_SLOTS, MIN_SLOTS, plan_capacity, resolve_device, resolve_dtype
+from llm_service.capacity import (
+    MAX_SLOTS,
+    MIN_SLOTS,
+    plan_capacity,
+    resolve_device,
+    resolve_dtype,
+    resolve_limits,
+)
 from llm_service.config import EngineConfig
 from llm_service.kv_cache import bytes_per_block
 from llm_service.parallel import TensorParallel
@@ -21,7 +28,8 @@ ONE_RANK = TensorParallel()
 
 
 def plan(model=SMALL, parallel=ONE_RANK, **settings):
-    return plan_capacity(EngineConfig(**settings), model, 256, 16, torch.bfloat16, CPU, parallel)
+    config = resolve_limits(EngineConfig(**settings), CPU)
+    return plan_capacity(config, model, 256, 16, torch.bfloat16, CPU, parallel)
 
 
 def checkpoint(config):
@@ -92,6 +100,21 @@ def test_slots_fill_the_visual_store():
 def test_auto_is_the_checkpoints_element_type(config, dtype):
     assert resolve_dtype("auto", checkpoint(config)) is dtype
     assert resolve_dtype("float16", checkpoint(config)) is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "limits"),
+    [
+        ({}, "cpu", (64, 2048)),
+        ({}, "cuda", (256, 8192)),
+        ({"max_num_seqs": 7, "max_num_batched_tokens": 9}, "cuda", (7, 9)),
+        ({"max_num_seqs": 5000}, "cpu", (5000, 5000)),
+        ({"max_num_batched_tokens": 16}, "cuda", (16, 16)),
+    ],
+)
+def test_the_defaults_of_a_step_are_the_devices_and_give_way_to_what_was_set(settings, device, limits):
+    config = resolve_limits(EngineConfig(**settings), torch.device(device))
+    assert (config.max_num_seqs, config.max_num_batched_tokens) == limits
 
 
 def test_devices():

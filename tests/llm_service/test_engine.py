@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from llm_service.engine import build_step_input
+from llm_service.engine import MAX_OVERLAPPED_TOKENS, build_step_input
 from llm_service.messages import VisualRows
 from llm_service.sampling_params import SamplingParams
 from llm_service.sequence import QueueRank, SequenceGroup
+from tests.checkpoints import make_checkpoint
 from tests.llm_service.fakes import PLACEHOLDER, VOCAB_SIZE, Tile, World, alone, outputs
+from tests.llm_service.real_world import live_and_compare, load
 
 
 def test_the_step_input_lists_sequence_after_sequence():
@@ -111,3 +113,120 @@ def test_a_step_without_logits_is_possible():
     world.step()
     assert world.runner.steps[-1].logits_positions == []
     assert world.runner.forward(world.runner.steps[-1]).shape == torch.Size([0, VOCAB_SIZE])
+
+
+class TestOverlap:
+    def test_the_next_step_is_launched_before_the_tokens_are_read(self):
+        world = World(overlap=True)
+        group = world.add([6], max_tokens=4)
+        known = []
+        while world.engine.has_work:
+            world.step()
+            known.append(len(outputs(group)[0]))
+        assert known == [0, 1, 2, 3, 4] and outputs(group) == alone([6], max_tokens=4)
+        assert world.late_launcher.most_under_way == 2
+        assert [step.token_ids for step in world.runner.steps[1:]] == [[i] for i in outputs(group)[0][:3]]
+        world.assert_all_free()
+
+    def test_a_token_under_way_is_named_by_its_row(self):
+        world = World(overlap=True)
+        short, long = world.add([6], max_tokens=1), world.add([7], max_tokens=3)
+        world.engine.launch()
+        world.engine.collect()
+        schedule = world.scheduler.schedule()
+        row_of = {short.sequences[0]: 0, long.sequences[0]: 1}
+        step = build_step_input(schedule, world.store, row_of)
+        assert step.token_ids == [-2], "the other one's only token is under way"
+
+    def test_no_step_runs_for_one_that_reaches_the_end_of_the_context(self):
+        world = World(overlap=True, max_model_len=8)
+        group = world.add([6], max_tokens=9)
+        world.finish()
+        assert len(outputs(group)[0]) == 2 and len(world.runner.steps) == 2
+
+    def test_what_was_computed_behind_a_stop_token_is_dropped(self):
+        free = alone([6], max_tokens=6)[0]
+        stop = next(place for place in range(1, 6) if free[place] not in free[:place])
+        world = World(overlap=True)
+        group = world.add([6], max_tokens=6, stops=frozenset({free[stop]}))
+        results = []
+        while world.engine.has_work:
+            results.append(world.engine.step())
+        assert outputs(group) == [free[: stop + 1]]
+        assert sum(len(result.progress) for result in results) == stop + 1
+        assert len(world.runner.steps) == stop + 2
+        world.assert_all_free()
+
+    @pytest.mark.parametrize(
+        "option", [{"presence_penalty": -2.0}, {"min_tokens": 3, "stops": frozenset(range(50))}]
+    )
+    def test_one_that_needs_its_tokens_is_waited_for(self, option):
+        world = World(overlap=True)
+        group = world.add([6], max_tokens=3, **option)
+        world.finish()
+        assert outputs(group) == alone([6], max_tokens=3, **option)
+        assert world.late_launcher.most_under_way == 1
+
+    def test_long_steps_are_waited_for_so_that_the_next_one_misses_nothing(self):
+        world = World(overlap=True, num_blocks=1024, budget=4096)
+        world.add([MAX_OVERLAPPED_TOKENS], max_tokens=1)
+        late = world.add([1], max_tokens=1)
+        assert len(world.engine.step().progress) == 2 and late.is_finished
+
+    def test_a_slot_that_a_running_step_reads_is_not_granted_before_it_has_ended(self):
+        world = World(overlap=True, num_slots=1)
+        first = world.add([Tile("cat"), 2], max_tokens=8)
+        world.step(deliver=True)
+        second = world.add([Tile("dog"), 2], max_tokens=2)
+        launched = world.engine.launch()
+        assert world.store.slot_of(b"cat") is not None and launched.grants == []
+        world.engine.collect()
+        assert world.engine.launch().grants == [], "the tile is evicted, its slot is being read"
+        grants = world.engine.collect().grants
+        assert [(grant.group_id, grant.slot) for grant in grants] == [(second.group_id, 0)]
+        assert not first.is_finished
+
+    def test_a_held_grant_ends_with_its_request(self):
+        world = World(overlap=True, num_slots=1)
+        first = world.add([Tile("cat"), 2], max_tokens=8)
+        world.step(deliver=True)
+        second = world.add([Tile("dog"), 2], max_tokens=2)
+        world.engine.step()
+        world.engine.launch()
+        world.close(second)
+        assert world.engine.collect().grants == []
+        world.finish()
+        assert outputs(first) == alone([Tile("cat"), 2], max_tokens=8)
+
+    def test_an_abort_with_tokens_under_way_frees_everything(self):
+        world = World(overlap=True)
+        group = world.add([6], n=2)
+        for _ in range(2):
+            world.step()
+        world.engine.launch()
+        world.close(group)
+        assert world.engine.collect().progress == []
+        while world.engine.has_work:
+            assert world.engine.step().progress == []
+        world.assert_all_free()
+
+    def test_after_a_failed_step_the_ones_under_way_are_abandoned(self):
+        world = World(overlap=True)
+        group = world.add([6])
+        world.step()
+        world.runner.num_failures = 1
+        with pytest.raises(RuntimeError, match="no kernel"):
+            world.step()
+        world.engine.abandon_steps()
+        world.close(group)
+        world.scheduler.reset_prefix_cache()
+        world.assert_all_free()
+        again = world.add([6])
+        world.finish()
+        assert outputs(again) == alone([6])
+
+
+@pytest.mark.slow
+def test_a_thousand_random_steps_that_overlap_give_the_tokens_of_undisturbed_runs(tmp_path):
+    folder = make_checkpoint(tmp_path, "qwen3", "hf")
+    live_and_compare(load(folder, torch.device("cpu")))

@@ -56,6 +56,7 @@ CONTEXT_ID = SPECIAL.index("<IMG_CONTEXT>")
 class Service:
     stub: language_model_pb2_grpc.LanguageModelStub
     front: FrontEnd
+    servicer: LanguageModelServicer
 
     async def generate(self, *parts: pb.Part, **fields: Any) -> list[pb.GenerateResponse]:
         return [event async for event in self.stub.Generate(ask(*parts, **fields))]
@@ -78,7 +79,7 @@ async def serving(encoder: ScriptedEncoder | None = None, **options: Any) -> Asy
         await server.start()
         channel = open_channel(f"127.0.0.1:{port}")
         try:
-            yield Service(language_model_pb2_grpc.LanguageModelStub(channel), front)
+            yield Service(language_model_pb2_grpc.LanguageModelStub(channel), front, servicer)
             await front.nothing_is_left()
         finally:
             await channel.close()

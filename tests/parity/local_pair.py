@@ -12,7 +12,7 @@ import torch
 from encoder_service.tiling import TileCutter, TilePlan, TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
 from llm_service.attention.base import select_backend
-from llm_service.capacity import Capacity, plan_capacity
+from llm_service.capacity import Capacity, plan_capacity, resolve_limits
 from llm_service.config import EngineConfig
 from llm_service.engine import Engine
 from llm_service.engine_process import build_engine
@@ -23,9 +23,11 @@ from llm_service.model.weights import load_decoder
 from llm_service.model_runner import ModelRunner
 from llm_service.parallel import TensorParallel
 from llm_service.prompt import Prompt, PromptBuilder
+from llm_service.sampler import Sampler
 from llm_service.sampling_params import SamplingParams
 from llm_service.scheduler import TileGrant
 from llm_service.sequence import QueueRank, SequenceGroup, VisualTile
+from llm_service.step_launcher import SynchronousLauncher
 from llm_service.tokenizer import load_tokenizer
 from llm_service.visual_memory import VisualMemory
 from protos.checkpoint import open_checkpoint
@@ -120,6 +122,7 @@ def at_once(under_way: Sequence[Tile]) -> Sequence[Tile]:
 
 class LocalEngine:
     def __init__(self, pair: LocalPair, config: EngineConfig) -> None:
+        config = resolve_limits(config, CPU)
         self.pair = pair
         self.capacity: Capacity = plan_capacity(
             config,
@@ -144,7 +147,8 @@ class LocalEngine:
         )
         runner = ModelRunner(pair.decoder, kv_cache, pair.backend, self.memory, CPU)
         self.runner = WatchedRunner(runner)
-        self.engine: Engine = build_engine(config, self.capacity, pair.backend.block_size, self.runner, CPU)
+        launcher = SynchronousLauncher(self.runner, Sampler(CPU), CPU)
+        self.engine: Engine = build_engine(config, self.capacity, pair.backend.block_size, launcher)
         self.encoder_is_alive = True
         self.num_encoded = 0
         self.num_steps = 0

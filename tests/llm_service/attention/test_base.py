@@ -18,5 +18,19 @@ def test_the_choice_and_its_reason_are_logged(caplog):
 
 
 def test_an_unknown_backend_is_refused_by_name():
-    with pytest.raises(ValueError, match="'flash3'.*auto, sdpa"):
+    with pytest.raises(ValueError, match="'flash3'.*auto, sdpa, cuda"):
         select_backend("flash3", CPU)
+
+
+def test_the_cuda_backend_is_refused_where_there_is_no_cuda():
+    with pytest.raises(ValueError, match="'cuda'.*not cpu"):
+        select_backend("cuda", CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gets_the_backend_with_graphs(caplog):
+    with caplog.at_level(logging.INFO):
+        backend = select_backend("auto", torch.device("cuda"))
+    assert backend.name == "cuda" and backend.supports_graphs
+    assert "cuda (the fastest on cuda)" in caplog.text

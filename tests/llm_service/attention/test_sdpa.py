@@ -5,109 +5,8 @@ import random
 import pytest
 import torch
 
-from llm_service.attention.base import AttentionMetadata
 from llm_service.attention.sdpa import SdpaBackend
-from llm_service.kv_cache import LayerCache
-
-HEAD_DIM = 8
-NUM_BLOCKS = 400
-BLOCK_SIZE = SdpaBackend.block_size
-CPU = torch.device("cpu")
-
-
-def naive_attention(query, keys, values):
-    """[query_len, heads, dim] on [context_len, kv_heads, dim]: the last query sees everything."""
-    repeats = query.shape[1] // keys.shape[1]
-    keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
-    scores = torch.einsum("qhd,khd->hqk", query.double(), keys.double()) * HEAD_DIM**-0.5
-    query_len, context_len = scores.shape[1:]
-    visible = torch.ones(query_len, context_len).tril(context_len - query_len).bool()
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, values.double()).float()
-
-
-class Step:
-    """Random sequences of (query_len, context_len), whose history already lies in the cache."""
-
-    def __init__(self, lengths, num_heads=4, num_kv_heads=2, consecutive=False, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.lengths = lengths
-
-        def random_tensor(tokens, heads):
-            return torch.randn(tokens, heads, HEAD_DIM, generator=generator)
-
-        shape = (NUM_BLOCKS, BLOCK_SIZE, num_kv_heads, HEAD_DIM)
-        self.cache = LayerCache(
-            torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-        )
-        self.keys = [random_tensor(context, num_kv_heads) for _, context in lengths]
-        self.values = [random_tensor(context, num_kv_heads) for _, context in lengths]
-        self.queries = [random_tensor(query, num_heads) for query, _ in lengths]
-        self.tables = self.block_tables(consecutive, seed)
-        self.fill_history()
-
-    def block_tables(self, consecutive, seed):
-        free = list(range(NUM_BLOCKS))
-        if not consecutive:
-            random.Random(seed).shuffle(free)
-        tables = []
-        for _, context in self.lengths:
-            count = -(-context // BLOCK_SIZE)
-            tables.append(free[:count])
-            free = free[count:]
-        return tables
-
-    def slots(self, i, start, end):
-        table = self.tables[i]
-        positions = range(start, end)
-        return [table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
-
-    def fill_history(self):
-        for i, (query, context) in enumerate(self.lengths):
-            slots = torch.tensor(self.slots(i, 0, context - query), dtype=torch.int64)
-            history = context - query
-            self.cache.write(self.keys[i][:history], self.values[i][:history], slots)
-
-    def metadata(self):
-        slots = [
-            slot
-            for i, (query, context) in enumerate(self.lengths)
-            for slot in self.slots(i, context - query, context)
-        ]
-        return AttentionMetadata(
-            query_lens=[query for query, _ in self.lengths],
-            context_lens=[context for _, context in self.lengths],
-            block_tables=self.tables,
-            slot_mapping=torch.tensor(slots),
-        )
-
-    def new(self, tensors):
-        pairs = zip(tensors, self.lengths, strict=True)
-        return torch.cat([tensor[context - query :] for tensor, (query, context) in pairs])
-
-    def run(self, backend, device=CPU):
-        plan = backend.plan(self.metadata(), device)
-        query, key, value = torch.cat(self.queries), self.new(self.keys), self.new(self.values)
-        cache = LayerCache(self.cache.key.to(device), self.cache.value.to(device))
-        moved = [tensor.to(device) for tensor in (query, key, value)]
-        return backend.forward(*moved, cache, plan).cpu()
-
-    def expected(self):
-        triples = zip(self.queries, self.keys, self.values, strict=True)
-        return torch.cat([naive_attention(*triple) for triple in triples])
-
-
-MIXES = {
-    "one decode": [(1, 37)],
-    "one whole prompt": [(50, 50)],
-    "first token of all": [(1, 1)],
-    "a later chunk": [(16, 70)],
-    "decodes of one length": [(1, 33), (1, 33), (1, 33)],
-    "decodes of mixed lengths": [(1, 5), (1, 160), (1, 16), (1, 17), (1, 1)],
-    "decodes then chunks": [(1, 20), (1, 90), (7, 7), (16, 48), (3, 100)],
-    "chunks between decodes": [(9, 30), (1, 12), (31, 31), (1, 64), (2, 2)],
-    "decodes beyond one gather": [(1, 600), (1, 1500), (1, 40), (1, 2100), (1, 700)],
-}
+from tests.llm_service.attention.steps import BLOCK_SIZE, CPU, MIXES, Step
 
 
 class TestSdpa:
@@ -149,23 +48,33 @@ class TestSdpa:
     def test_a_reused_block_keeps_no_trace_of_stale_slots(self):
         step = Step([(1, 5), (1, 40)])
         expected = step.expected()
-        for i, (_, context) in enumerate(step.lengths):
-            stale = self.slots_after(step, i, context)
-            step.cache.key.flatten(0, 1)[stale] = 1e30
-            step.cache.value.flatten(0, 1)[stale] = 1e30
+        step.spoil_behind_contexts(1e30)
         torch.testing.assert_close(step.run(SdpaBackend(CPU)), expected)
 
-    @staticmethod
-    def slots_after(step, i, context):
-        return step.slots(i, context, len(step.tables[i]) * BLOCK_SIZE)
+    def test_attend_reads_what_was_written_and_writes_nothing(self):
+        step = Step(MIXES["decodes then chunks"])
+        backend = SdpaBackend(CPU)
+        plan = backend.plan(step.metadata(), CPU)
+        query, key, value = torch.cat(step.queries), step.new(step.keys), step.new(step.values)
+        step.cache.write(key, value, plan.slot_mapping)
+        written = step.cache.key.clone()
+        output = backend.attend(query, key.fill_(0.0), value.fill_(0.0), step.cache, plan)
+        torch.testing.assert_close(output, step.expected())
+        assert torch.equal(step.cache.key, written)
+
+    def test_cannot_plan_from_lengths_on_the_device(self):
+        backend = SdpaBackend(CPU)
+        assert not backend.supports_graphs
+        numbers = torch.ones(1, 1, dtype=torch.int32)
+        with pytest.raises(RuntimeError, match="sdpa"):
+            backend.plan_decode(torch.zeros(1, dtype=torch.int64), numbers, numbers[0])
 
     def test_bf16_stays_close(self):
         step = Step(MIXES["decodes then chunks"])
         exact = step.expected()
-        for name in ("keys", "values", "queries"):
-            setattr(step, name, [tensor.bfloat16() for tensor in getattr(step, name)])
-        step.cache = LayerCache(step.cache.key.bfloat16(), step.cache.value.bfloat16())
-        torch.testing.assert_close(step.run(SdpaBackend(CPU)).float(), exact, atol=0.03, rtol=0.03)
+        torch.testing.assert_close(
+            step.convert(torch.bfloat16).run(SdpaBackend(CPU)).float(), exact, atol=0.03, rtol=0.03
+        )
 
 
 @pytest.mark.gpu
@@ -177,9 +86,6 @@ class TestSdpaOnCuda:
         device = torch.device("cuda")
         step = Step(MIXES[mix])
         exact = step.expected()
-        for name in ("keys", "values", "queries"):
-            setattr(step, name, [tensor.to(dtype) for tensor in getattr(step, name)])
-        step.cache = LayerCache(step.cache.key.to(dtype), step.cache.value.to(dtype))
         tolerance = 1e-5 if dtype is torch.float32 else 0.03
-        output = step.run(SdpaBackend(device), device).float()
+        output = step.convert(dtype).run(SdpaBackend(device), device).float()
         torch.testing.assert_close(output, exact, atol=tolerance, rtol=tolerance)

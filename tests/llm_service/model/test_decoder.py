@@ -78,6 +78,13 @@ def test_greedy_text_of_48_tokens_is_the_same_and_varies(reference):
     assert len(set(expected.tolist())) > 12
 
 
+def test_the_greedy_tokens_are_the_likeliest_by_the_logits(reference):
+    hidden = torch.randn(6, reference.decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        tokens, logits = reference.decoder.greedy(hidden), reference.decoder.logits(hidden)
+    assert tokens.dtype == torch.int64 and torch.equal(tokens, logits.argmax(-1))
+
+
 def test_no_rows_give_no_logits(reference):
     with torch.inference_mode():
         logits = reference.decoder.logits(torch.zeros(0, reference.decoder.config.hidden_size))

@@ -1,0 +1,120 @@
+"""The encoder's work on a GPU, waited for only at its end: tiles, forwards, and embeddings to the host.
+
+Imported only where there is a GPU.  Knows nothing about requests or transport.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from encoder_service.batcher import ForwardResult
+from encoder_service.gpu_tiling import GpuTiler
+from encoder_service.model.fused_vision import FusedVision
+from encoder_service.tiling import Cutter, TilePlan
+from encoder_service.tower_graphs import TowerGraphs
+from encoder_service.vision import VisionEncoder, normalized_values
+
+# Batches whose page-locked memory is there from the start: two on their way, as many being sent to clients.
+_BATCHES_PINNED = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class CudaForward:
+    """A forward in the GPU's queue, and the way of its embeddings to the host."""
+
+    host: list[torch.Tensor]  # page-locked [tokens_per_tile, output_size], each with storage of its own
+    begun: torch.cuda.Event
+    ended: torch.cuda.Event
+    arrived: torch.cuda.Event
+
+    def result(self) -> ForwardResult:
+        """Block until the embeddings are on the host; the GPU's own times."""
+        self.arrived.synchronize()
+        return ForwardResult(
+            self.host,
+            encode_ns=int(self.begun.elapsed_time(self.ended) * 1e6),
+            transfer_ns=int(self.ended.elapsed_time(self.arrived) * 1e6),
+        )
+
+
+class CudaVision:
+    """A VisionEncoder's model, captured; streams for tiling, for forwards and for what leaves the GPU."""
+
+    def __init__(self, encoder: VisionEncoder, max_batch_tiles: int) -> None:
+        """Takes seconds: kernels are compiled and graphs captured."""
+        start = time.monotonic()
+        self.preprocessing = encoder.preprocessing
+        self.hidden_size = encoder.hidden_size
+        self.dtype = encoder.dtype
+        self.device = encoder.device
+        self._output_shape = (encoder.config.tokens_per_tile, encoder.hidden_size)
+        self._forwards = torch.cuda.Stream(self.device)
+        self._copies = torch.cuda.Stream(self.device)
+        self.tiler = GpuTiler(self.device, encoder.preprocessing.image_size)
+        fused = FusedVision(
+            encoder.model.tower, encoder.model.projector, encoder.config, normalized_values(encoder)
+        )
+        self._graphs = TowerGraphs(
+            fused, self._forwards, max_batch_tiles, encoder.tile_shape, self._output_shape, self.dtype
+        )
+        # Its kernels are compiled by this.
+        self.makes_pillows_tiles = self.tiler.equals_pillow()
+        if not self.makes_pillows_tiles:
+            log.warning(
+                "the GPU's tiles are not those of the Pillow that is installed: tiles are cut on the CPU"
+            )
+        self._take_pinned_memory(max_batch_tiles)
+        log.info("the GPU is ready after %.1f s", time.monotonic() - start)
+
+    def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter:
+        """All tiles of an RGB picture, enqueued; may be called from several threads."""
+        return self.tiler.make(image, plan)
+
+    @torch.inference_mode()
+    def launch(self, tiles: Sequence[torch.Tensor]) -> CudaForward:
+        """Enqueue a forward and the transfer of its embeddings.
+
+        Args:
+            tiles: uint8 [3, S, S] each, at most `max_batch_tiles`; from `make_tiles`, or ready on the GPU or
+                the host.
+        """
+        begun, ended, arrived = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(3))
+        with torch.cuda.stream(self._forwards):
+            if self.tiler.stream is not None:
+                self._forwards.wait_stream(self.tiler.stream)
+            begun.record()
+            embeds = self._graphs.run(tiles)
+            ended.record()
+        for tile in tiles:
+            if tile.is_cuda:
+                tile.record_stream(self._forwards)
+        with torch.cuda.stream(self._copies):
+            self._copies.wait_event(ended)
+            host = [self._new_host_tile().copy_(tile, non_blocking=True) for tile in embeds]
+            arrived.record()
+        embeds.record_stream(self._copies)
+        return CudaForward(host, begun, ended, arrived)
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """uint8 [num_tiles, 3, S, S] -> [num_tiles, tokens_per_tile, hidden_size] on the host"""
+        on_gpu = tiles.to(self.device)
+        torch.cuda.current_stream(self.device).synchronize()
+        batches = on_gpu.split(self._graphs.max_tiles)
+        forwards = [self.launch(list(batch)) for batch in batches]
+        return torch.stack([tile for forward in forwards for tile in forward.result().embeds])
+
+    def _new_host_tile(self) -> torch.Tensor:
+        return torch.empty(self._output_shape, dtype=self.dtype, pin_memory=True)
+
+    def _take_pinned_memory(self, max_batch_tiles: int) -> None:
+        """The allocator keeps it; from the system a tile takes about 1 ms."""
+        kept = [self._new_host_tile() for _ in range(_BATCHES_PINNED * max_batch_tiles)]
+        del kept

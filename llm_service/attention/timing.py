@@ -1,0 +1,183 @@
+"""Times the CUDA backend against what memory allows: `python -m llm_service.attention.timing [--sweep]`.
+
+Needs a CUDA device.  The sweep also times other ways to cut the work, to choose the defaults by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from itertools import accumulate, product
+
+import torch
+
+from llm_service.attention.base import AttentionMetadata
+from llm_service.attention.cuda import BLOCK_SIZE, CudaBackend
+from llm_service.attention.triton_decode import DecodeTiling, new_counters, paged_decode
+from llm_service.attention.triton_prefill import TILE_FIELDS, Tiling, cut_tiles, paged_prefill
+from llm_service.kv_cache import LayerCache
+
+# Qwen2.5-7B, the language model of InternVL3-8B.
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 28, 4, 128
+DTYPE = torch.bfloat16
+READ_BYTES_PER_S = 4.2e12  # of one H200, measured
+L2_BYTES = 60e6
+DECODES = tuple(product((1, 64, 256), (400, 1024, 3600)))
+# name -> query_len and context_len of each sequence
+PREFILLS = {
+    "1x8192": [(8192, 8192)],
+    "4x3400": [(3400, 3400)] * 4,
+    "1x2612": [(2612, 2612)],
+    "16x1024": [(1024, 1024)] * 16,
+    "2048 after 0": [(2048, 2048)],
+    "2048 after 2048": [(2048, 4096)],
+    "2048 after 6144": [(2048, 8192)],
+    "64x151": [(151, 151)] * 64,
+    "17 after 4000": [(17, 4017)],
+}
+DECODE_SWEEP = [
+    DecodeTiling(block_n, num_warps, num_stages, target)
+    for block_n, num_warps, num_stages, target in product((32, 64, 128), (4, 8), (2, 3, 4), (512, 1024, 2048))
+]
+PREFILL_SWEEP = [
+    (tile, Tiling(block_n, num_warps, num_stages))
+    for tile, block_n, num_warps, num_stages in product((64, 128), (64, 128), (4, 8), (2, 3, 4))
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweep", action="store_true", help="time other tilings too")
+    sweep = parser.parse_args().sweep
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    )
+    for batch, context_len in DECODES:
+        time_decode(batch, context_len, [None])
+    backends = {"triton": CudaBackend(torch.device("cuda")), "cudnn": CudaBackend(torch.device("cuda"))}
+    backends["cudnn"].warm_up(NUM_HEADS, new_cache(1024), 8192)
+    for name in PREFILLS:
+        for kernel, backend in backends.items():
+            time_prefill(name, kernel, backend)
+    if sweep:
+        for batch, context_len in ((1, 400), (1, 3600), (64, 400), (64, 3600), (256, 400)):
+            time_decode(batch, context_len, DECODE_SWEEP)
+        for name in ("1x8192", "4x3400", "2048 after 6144", "64x151"):
+            time_tiles(name)
+
+
+def time_decode(batch: int, context_len: int, tilings: list[DecodeTiling] | list[None]) -> None:
+    """Print the time of one layer and its bytes a second, a line a tiling, fastest first."""
+    width = -(-context_len // BLOCK_SIZE)
+    num_bytes = 2 * batch * context_len * NUM_KV_HEADS * HEAD_DIM * DTYPE.itemsize
+    # As many layers as it takes to read each from memory, not from L2, when they are read in turn.
+    caches = [new_cache(batch * width) for _ in range(min(max(int(4 * L2_BYTES / num_bytes), 2), 28))]
+    tables = torch.randperm(batch * width, device="cuda").view(batch, width).int()
+    lens = torch.full((batch,), context_len, dtype=torch.int32, device="cuda")
+    rows = torch.arange(batch, dtype=torch.int32, device="cuda")
+    query = torch.randn(batch, NUM_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+    output, counters = torch.empty_like(query), new_counters(query.device)
+    lines = []
+    for tiling in tilings:
+
+        def layers(tiling: DecodeTiling | None = tiling) -> None:
+            for cache in caches:
+                paged_decode(query, cache, rows, tables, lens, output, counters, tiling)
+
+        seconds = seconds_or_none(layers, graph=True)
+        if seconds is not None:
+            lines.append((seconds / len(caches), tiling))
+    for seconds, used in sorted(lines, key=lambda line: line[0])[:8]:
+        rate, floor = num_bytes / seconds / 1e9, num_bytes / READ_BYTES_PER_S * 1e6
+        case = f"decode b{batch:<4} ctx {context_len:<5} {seconds * 1e6:8.1f} us {rate:6.0f} GB/s"
+        print(f"{case}  floor {floor:7.1f} us  {used or ''}", flush=True)
+
+
+def time_prefill(name: str, kernel: str, backend: CudaBackend) -> None:
+    """Print the time and rate of a step's attention in one layer, as the backend runs it."""
+    metadata, cache, query, key, value = prefill_step(name)
+    plan = backend.plan(metadata, query.device)
+    if kernel == "cudnn" and not plan.prompts:
+        return
+    seconds = seconds_or_none(lambda: backend.attend(query, key, value, cache, plan))
+    print_prefill(name, kernel, seconds)
+
+
+def time_tiles(name: str) -> None:
+    """Print the fastest ways to cut a step for the Triton kernel."""
+    metadata, cache, query, _, _ = prefill_step(name)
+    starts = list(accumulate(metadata.query_lens, initial=0))[:-1]
+    tables = torch.tensor(metadata.block_tables, dtype=torch.int32, device="cuda")
+    output = torch.empty(query.shape, dtype=DTYPE, device="cuda")
+    lines = []
+    for tile, tiling in PREFILL_SWEEP:
+        records = torch.tensor(cut_tiles(starts, metadata.query_lens, metadata.context_lens, tile))
+        tiles = records.int().view(-1, TILE_FIELDS).cuda()
+
+        def attend(tiles: torch.Tensor = tiles, tile: int = tile, tiling: Tiling = tiling) -> None:
+            paged_prefill(query, cache, tiles, tables, output, tile, tiling)
+
+        if (seconds := seconds_or_none(attend)) is not None:
+            lines.append((seconds, f"tile {tile} {tiling}"))
+    for seconds, used in sorted(lines)[:6]:
+        print_prefill(name, used, seconds)
+
+
+def print_prefill(name: str, kernel: str, seconds: float | None) -> None:
+    pairs = sum(query * (context - query) + query * (query + 1) / 2 for query, context in PREFILLS[name])
+    if seconds is not None:
+        rate = 4 * NUM_HEADS * HEAD_DIM * pairs / seconds / 1e12
+        print(f"prefill {name:<16} {seconds * 1e6:8.1f} us {rate:5.0f} TFLOP/s  {kernel}", flush=True)
+
+
+def prefill_step(name: str) -> tuple[AttentionMetadata, LayerCache, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Metadata, cache, query, key and value of the named step, on shuffled blocks."""
+    query_lens, context_lens = ([pair[i] for pair in PREFILLS[name]] for i in (0, 1))
+    width = -(-max(context_lens) // BLOCK_SIZE)
+    tables = torch.randperm(len(query_lens) * width).view(-1, width).tolist()
+    num_tokens = sum(query_lens)
+    metadata = AttentionMetadata(query_lens, context_lens, tables, torch.zeros(num_tokens, dtype=torch.int64))
+    qkv = torch.randn(num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+    query, key, value = qkv.split([NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS], dim=1)
+    return metadata, new_cache(len(query_lens) * width), query, key, value
+
+
+def new_cache(num_blocks: int) -> LayerCache:
+    """Random numbers: zeros would run faster than what is real."""
+    key = torch.randn(num_blocks, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
+    return LayerCache(key, torch.randn_like(key))
+
+
+def seconds_or_none(run: Callable[[], object], graph: bool = False) -> float | None:
+    """Median of 20 timings by events, of a CUDA graph's replay if asked; None if it does not fit the GPU."""
+    # Imported here: the exception's class is all that is needed of Triton's runtime.
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        run()
+    except OutOfResources:
+        return None
+    torch.cuda.synchronize()
+    timed = _captured(run) if graph else run
+    seconds: list[float] = []
+    for _ in range(23):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        timed()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(seconds[3:])
+
+
+def _captured(run: Callable[[], object]) -> Callable[[], object]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

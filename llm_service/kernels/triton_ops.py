@@ -1,0 +1,69 @@
+"""The decoder's operations by Triton kernels, for CUDA only; can be captured in CUDA graphs."""
+
+from __future__ import annotations
+
+import torch
+
+from llm_service.kernels.argmax import argmax
+from llm_service.kernels.fused import add_rms_norm, rms_norm, rotate_and_cache, silu_mul
+from llm_service.kernels.linear_small import SmallLinear
+from llm_service.kv_cache import LayerCache
+from llm_service.model.rope import RotaryTable
+
+Rotation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # table of cosines, of sines, positions
+
+
+class TritonOps:
+    """For one device and one stream at a time: split products share counters.
+
+    With `overlap`, each kernel may start while the one before it still runs and waits only before it reads
+    that one's output (programmatic dependent launch; Hopper and newer). Weights are read before that wait:
+    whatever wrote them must have ended.
+    """
+
+    name = "triton"
+
+    def __init__(self, device: torch.device, overlap: bool = False) -> None:
+        self._launch = {"launch_pdl": True} if overlap else None
+        self._linear = SmallLinear(device, self._launch)
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See Ops.linear."""
+        return self._linear(x, weight, bias)
+
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See Ops.rms_norm."""
+        return rms_norm(hidden, weight, eps, self._launch)
+
+    def add_rms_norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Ops.add_rms_norm."""
+        return add_rms_norm(hidden, residual, weight, eps, self._launch)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See Ops.silu_mul."""
+        return silu_mul(gate_up, self._launch)
+
+    def rotation(self, table: RotaryTable, positions: torch.Tensor) -> Rotation:
+        """The whole tables: the kernel looks the positions up."""
+        return table.get_buffer("cos"), table.get_buffer("sin"), positions
+
+    def rotate_and_cache(
+        self,
+        qkv: torch.Tensor,
+        rotation: Rotation,
+        norm: torch.Tensor | None,
+        eps: float,
+        cache: LayerCache,
+        slots: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See Ops.rotate_and_cache; a negative slot is not written."""
+        cos, sin, positions = rotation
+        return rotate_and_cache(
+            qkv, positions, cos, sin, norm, eps, cache.key, cache.value, slots, self._launch
+        )
+
+    def argmax(self, logits: torch.Tensor) -> torch.Tensor:
+        """See Ops.argmax."""
+        return argmax(logits)
