@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import encoder_pb2 as protos_dot_encoder__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/language_model.proto\x12\ntessera.v1\x1a\x14protos/encoder.proto\"\xba\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.tessera.v1.Message\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.tessera.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\"8\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x1f\n\x05parts\x18\x02 \x03(\x0b\x32\x10.tessera.v1.Part\"B\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.tessera.v1.ImageH\x00\x42\x06\n\x04part\"L\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12)\n\x06tiling\x18\x04 \x01(\x0b\x32\x19.tessera.v1.TilingOptionsB\x08\n\x06source\"\xfe\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12\r\n\x05min_p\x18\x06 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x03\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12=\n\nlogit_bias\x18\n \x03(\x0b\x32).tessera.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x04\x88\x01\x01\x12\x0e\n\x01n\x18\x0c \x01(\rH\x05\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\x12\n\nignore_eos\x18\x0f \x01(\x08\x12\x15\n\x08logprobs\x18\x10 \x01(\rH\x06\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x11 \x01(\x08H\x07\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\x12 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokens\"\xb5\x01\n\x10GenerateResponse\x12&\n\x07started\x18\x01 \x01(\x0b\x32\x13.tessera.v1.StartedH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.tessera.v1.DeltaH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.tessera.v1.FinishedH\x00\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x11.tessera.v1.UsageH\x00\x42\x07\n\x05\x65vent\"4\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"d\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.tessera.v1.TokenLogprobs\"U\n\rTokenLogprobs\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.tessera.v1.Logprob\x12 \n\x03top\x18\x02 \x03(\x0b\x32\x13.tessera.v1.Logprob\"G\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"\x86\x01\n\x08\x46inished\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.tessera.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\x95\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rvisual_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12,\n\x07timings\x18\x05 \x01(\x0b\x32\x1b.tessera.v1.GenerateTimings\"\x82\x01\n\x0fGenerateTimings\x12\x11\n\tlayout_ns\x18\x01 \x01(\x04\x12\x11\n\tencode_ns\x18\x02 \x01(\x04\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x12\n\nprefill_ns\x18\x04 \x01(\x04\x12\x11\n\tdecode_ns\x18\x05 \x01(\x04\x12\x10\n\x08total_ns\x18\x06 \x01(\x04\"X\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\x08messages\x18\x02 \x01(\x0b\x32\x18.tessera.v1.ConversationH\x00\x42\x07\n\x05input\"5\n\x0c\x43onversation\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.tessera.v1.Message\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"`\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x19\n\x17GetLanguageModelRequest\"\xac\x02\n\x18GetLanguageModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nmax_images\x18\x03 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x04 \x01(\x04\x12\x17\n\x0ftokens_per_tile\x18\x05 \x01(\r\x12)\n\x06tiling\x18\x06 \x01(\x0b\x32\x19.tessera.v1.TilingOptions\x12\x11\n\tmax_tiles\x18\x07 \x01(\r\x12\x16\n\x0e\x65ncoders_ready\x18\x08 \x01(\r\x12\x19\n\x11sequences_running\x18\t \x01(\r\x12\x19\n\x11sequences_waiting\x18\n \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x0b \x01(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc3\x02\n\rLanguageModel\x12G\n\x08Generate\x12\x1b.tessera.v1.GenerateRequest\x1a\x1c.tessera.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.tessera.v1.TokenizeRequest\x1a\x1c.tessera.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.tessera.v1.DetokenizeRequest\x1a\x1e.tessera.v1.DetokenizeResponse\x12U\n\x08GetModel\x12#.tessera.v1.GetLanguageModelRequest\x1a$.tessera.v1.GetLanguageModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/language_model.proto\x12\ntessera.v1\x1a\x14protos/encoder.proto\"\xba\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.tessera.v1.Message\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.tessera.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\"8\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x1f\n\x05parts\x18\x02 \x03(\x0b\x32\x10.tessera.v1.Part\"B\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.tessera.v1.ImageH\x00\x42\x06\n\x04part\"L\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12)\n\x06tiling\x18\x04 \x01(\x0b\x32\x19.tessera.v1.TilingOptionsB\x08\n\x06source\"\x9c\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12=\n\nlogit_bias\x18\n \x03(\x0b\x32).tessera.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x06\x88\x01\x01\x12\x0e\n\x01n\x18\x0c \x01(\rH\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\x12\n\nignore_eos\x18\x0f \x01(\x08\x12\x15\n\x08logprobs\x18\x10 \x01(\rH\x08\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x11 \x01(\x08H\t\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\x12 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobsB\x16\n\x14_skip_special_tokens\"\xb5\x01\n\x10GenerateResponse\x12&\n\x07started\x18\x01 \x01(\x0b\x32\x13.tessera.v1.StartedH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.tessera.v1.DeltaH\x00\x12(\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.tessera.v1.FinishedH\x00\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x11.tessera.v1.UsageH\x00\x42\x07\n\x05\x65vent\"4\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"d\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.tessera.v1.TokenLogprobs\"U\n\rTokenLogprobs\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.tessera.v1.Logprob\x12 \n\x03top\x18\x02 \x03(\x0b\x32\x13.tessera.v1.Logprob\"G\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"\x86\x01\n\x08\x46inished\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.tessera.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\x95\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rvisual_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12,\n\x07timings\x18\x05 \x01(\x0b\x32\x1b.tessera.v1.GenerateTimings\"\x82\x01\n\x0fGenerateTimings\x12\x11\n\tlayout_ns\x18\x01 \x01(\x04\x12\x11\n\tencode_ns\x18\x02 \x01(\x04\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x12\n\nprefill_ns\x18\x04 \x01(\x04\x12\x11\n\tdecode_ns\x18\x05 \x01(\x04\x12\x10\n\x08total_ns\x18\x06 \x01(\x04\"X\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\x08messages\x18\x02 \x01(\x0b\x32\x18.tessera.v1.ConversationH\x00\x42\x07\n\x05input\"5\n\x0c\x43onversation\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.tessera.v1.Message\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"`\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x19\n\x17GetLanguageModelRequest\"\xac\x02\n\x18GetLanguageModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nmax_images\x18\x03 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x04 \x01(\x04\x12\x17\n\x0ftokens_per_tile\x18\x05 \x01(\r\x12)\n\x06tiling\x18\x06 \x01(\x0b\x32\x19.tessera.v1.TilingOptions\x12\x11\n\tmax_tiles\x18\x07 \x01(\r\x12\x16\n\x0e\x65ncoders_ready\x18\x08 \x01(\r\x12\x19\n\x11sequences_running\x18\t \x01(\r\x12\x19\n\x11sequences_waiting\x18\n \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x0b \x01(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc3\x02\n\rLanguageModel\x12G\n\x08Generate\x12\x1b.tessera.v1.GenerateRequest\x1a\x1c.tessera.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.tessera.v1.TokenizeRequest\x1a\x1c.tessera.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.tessera.v1.DetokenizeRequest\x1a\x1e.tessera.v1.DetokenizeResponse\x12U\n\x08GetModel\x12#.tessera.v1.GetLanguageModelRequest\x1a$.tessera.v1.GetLanguageModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2669
-  _globals['_FINISHREASON']._serialized_end=2764
+  _globals['_FINISHREASON']._serialized_start=2699
+  _globals['_FINISHREASON']._serialized_end=2794
   _globals['_GENERATEREQUEST']._serialized_start=66
   _globals['_GENERATEREQUEST']._serialized_end=252
   _globals['_MESSAGE']._serialized_start=254
@@ -45,39 +45,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=380
   _globals['_IMAGE']._serialized_end=456
   _globals['_SAMPLINGPARAMS']._serialized_start=459
-  _globals['_SAMPLINGPARAMS']._serialized_end=1097
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=933
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=981
-  _globals['_GENERATERESPONSE']._serialized_start=1100
-  _globals['_GENERATERESPONSE']._serialized_end=1281
-  _globals['_STARTED']._serialized_start=1283
-  _globals['_STARTED']._serialized_end=1335
-  _globals['_DELTA']._serialized_start=1337
-  _globals['_DELTA']._serialized_end=1437
-  _globals['_TOKENLOGPROBS']._serialized_start=1439
-  _globals['_TOKENLOGPROBS']._serialized_end=1524
-  _globals['_LOGPROB']._serialized_start=1526
-  _globals['_LOGPROB']._serialized_end=1597
-  _globals['_FINISHED']._serialized_start=1600
-  _globals['_FINISHED']._serialized_end=1734
-  _globals['_USAGE']._serialized_start=1737
-  _globals['_USAGE']._serialized_end=1886
-  _globals['_GENERATETIMINGS']._serialized_start=1889
-  _globals['_GENERATETIMINGS']._serialized_end=2019
-  _globals['_TOKENIZEREQUEST']._serialized_start=2021
-  _globals['_TOKENIZEREQUEST']._serialized_end=2109
-  _globals['_CONVERSATION']._serialized_start=2111
-  _globals['_CONVERSATION']._serialized_end=2164
-  _globals['_TOKENIZERESPONSE']._serialized_start=2166
-  _globals['_TOKENIZERESPONSE']._serialized_end=2203
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2205
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2301
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2303
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2337
-  _globals['_GETLANGUAGEMODELREQUEST']._serialized_start=2339
-  _globals['_GETLANGUAGEMODELREQUEST']._serialized_end=2364
-  _globals['_GETLANGUAGEMODELRESPONSE']._serialized_start=2367
-  _globals['_GETLANGUAGEMODELRESPONSE']._serialized_end=2667
-  _globals['_LANGUAGEMODEL']._serialized_start=2767
-  _globals['_LANGUAGEMODEL']._serialized_end=3090
+  _globals['_SAMPLINGPARAMS']._serialized_end=1127
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=943
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=991
+  _globals['_GENERATERESPONSE']._serialized_start=1130
+  _globals['_GENERATERESPONSE']._serialized_end=1311
+  _globals['_STARTED']._serialized_start=1313
+  _globals['_STARTED']._serialized_end=1365
+  _globals['_DELTA']._serialized_start=1367
+  _globals['_DELTA']._serialized_end=1467
+  _globals['_TOKENLOGPROBS']._serialized_start=1469
+  _globals['_TOKENLOGPROBS']._serialized_end=1554
+  _globals['_LOGPROB']._serialized_start=1556
+  _globals['_LOGPROB']._serialized_end=1627
+  _globals['_FINISHED']._serialized_start=1630
+  _globals['_FINISHED']._serialized_end=1764
+  _globals['_USAGE']._serialized_start=1767
+  _globals['_USAGE']._serialized_end=1916
+  _globals['_GENERATETIMINGS']._serialized_start=1919
+  _globals['_GENERATETIMINGS']._serialized_end=2049
+  _globals['_TOKENIZEREQUEST']._serialized_start=2051
+  _globals['_TOKENIZEREQUEST']._serialized_end=2139
+  _globals['_CONVERSATION']._serialized_start=2141
+  _globals['_CONVERSATION']._serialized_end=2194
+  _globals['_TOKENIZERESPONSE']._serialized_start=2196
+  _globals['_TOKENIZERESPONSE']._serialized_end=2233
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2235
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2331
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2333
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2367
+  _globals['_GETLANGUAGEMODELREQUEST']._serialized_start=2369
+  _globals['_GETLANGUAGEMODELREQUEST']._serialized_end=2394
+  _globals['_GETLANGUAGEMODELRESPONSE']._serialized_start=2397
+  _globals['_GETLANGUAGEMODELRESPONSE']._serialized_end=2697
+  _globals['_LANGUAGEMODEL']._serialized_start=2797
+  _globals['_LANGUAGEMODEL']._serialized_end=3120
 # @@protoc_insertion_point(module_scope)
