@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SEED = 20
 PATCH = 14
-MAX_POSITIONS = 16384
 DTYPE = "bfloat16"
 NUM_SHARDS = 2
 INDEX = "model.safetensors.index.json"
@@ -40,6 +39,7 @@ class CheckpointShape:
     kv_heads: int
     head_dim: int
     vocab_size: int  # at least what the tokenizer has, as in real checkpoints
+    max_positions: int = 16384
 
 
 INTERNVIT_300M_QWEN3_600M = CheckpointShape(
@@ -97,7 +97,7 @@ def write_random_checkpoint(folder: Path, shape: CheckpointShape) -> Path:
     tokenizer = _tokenizer()
     end = tokenizer.token_to_id("<|im_end|>")
     assert end is not None
-    write_tokenizer(folder, tokenizer)
+    write_tokenizer(folder, tokenizer, shape.max_positions)
     write_json(folder / "config.json", chat_config(end, shape))
     write_json(folder / "generation_config.json", {"eos_token_id": end})
     write_json(
@@ -134,7 +134,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_positions: int) -> None:
     """tokenizer.json and tokenizer_config.json of a tokenizer that has SPECIAL_TOKENS."""
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
@@ -150,7 +150,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
             "eos_token": "<|im_end|>",
             "pad_token": "<|endoftext|>",
             "unk_token": None,
-            "model_max_length": MAX_POSITIONS,
+            "model_max_length": max_positions,
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         },
@@ -221,7 +221,7 @@ def _llm_config(eos_token_id: int, shape: CheckpointShape) -> dict[str, Any]:
         "hidden_size": shape.hidden,
         "initializer_range": 0.02,
         "intermediate_size": shape.intermediate,
-        "max_position_embeddings": MAX_POSITIONS,
+        "max_position_embeddings": shape.max_positions,
         "max_window_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,

@@ -32,6 +32,7 @@ def demo_shape(vocab_size: int) -> CheckpointShape:
         kv_heads=2,
         head_dim=64,
         vocab_size=vocab_size,
+        max_positions=4096,  # training has at most about 1,000
     )
 
 
@@ -40,7 +41,7 @@ def write_configs(folder: Path, tokenizer: Tokenizer, shape: CheckpointShape) ->
     folder.mkdir(parents=True, exist_ok=True)
     end = tokenizer.token_to_id("<|im_end|>")
     assert end is not None
-    write_tokenizer(folder, tokenizer)
+    write_tokenizer(folder, tokenizer, shape.max_positions)
     config = chat_config(end, shape) | {"max_dynamic_patch": MAX_TILES, "system_message": SYSTEM_MESSAGE}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"eos_token_id": end, "do_sample": False})
@@ -63,6 +64,7 @@ def read_shape(folder: Path) -> CheckpointShape:
         kv_heads=text["num_key_value_heads"],
         head_dim=text["head_dim"],
         vocab_size=text["vocab_size"],
+        max_positions=text["max_position_embeddings"],
     )
 
 
