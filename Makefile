@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 MODEL ?=
+# Further folders with fonts for demo-accuracy; those of the system are found without.
+FONTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,10 +17,10 @@ PROTOC = $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I .
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-gpu check fmt fmt-check lint types proto proto-check bench bench-gpu clean
+.PHONY: help install demo demo-accuracy serve test test-gpu check fmt fmt-check lint types proto proto-check bench bench-gpu clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Set up .venv with everything (done by the other targets when needed)
 
@@ -29,10 +31,13 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python $(PIP) -e ".[dev]"
 	@touch $@
 
-demo: $(INSTALLED) ## Ask a question about the bundled picture through all three services
+demo: $(INSTALLED) ## Ask about the bundled picture through all three services
 	@$(BIN)/python -m deploy.demo $(MODEL)
 
-serve: $(INSTALLED) ## Serve MODEL=folder-or-hub-id on port 8000 until Ctrl-C
+demo-accuracy: $(INSTALLED) ## Measure the demo model on 500 held-out questions through the gateway
+	@$(BIN)/python -m deploy.demo_training.evaluate $(FONTS:%=--fonts %) $(MODEL)
+
+serve: $(INSTALLED) ## Serve MODEL=folder-or-hub-id, or the demo model, on port 8000 until Ctrl-C
 	@exec $(BIN)/tessera serve $(MODEL)
 
 test: $(INSTALLED) ## Run the tests that need no GPU

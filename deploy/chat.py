@@ -12,8 +12,7 @@ from typing import Any, TextIO
 
 from deploy.cli import UsageError
 from deploy.completions import CompletionError, Completions, Message, user_message
-from deploy.service import EMBEDDED_MODEL_NAME
-from deploy.tiny_checkpoint import NOISE_NOTICE
+from deploy.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_MODEL_NOTE
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 HELP = "/image PATH adds a picture to the next message, /new starts over, /quit or Ctrl-D ends"
@@ -76,7 +75,9 @@ class ChatCommand:
         parser.add_argument("--model", help="id of the model (default: the first that the gateway names)")
         parser.add_argument("--system", metavar="TEXT", help="system message")
         parser.add_argument("--max-tokens", type=int, metavar="INT", help="most tokens of an answer")
-        parser.add_argument("--temperature", type=float, metavar="FLOAT", help="0 is greedy")
+        parser.add_argument(
+            "--temperature", type=float, metavar="FLOAT", help="0 is greedy (default: the server's)"
+        )
         parser.add_argument("--seed", type=int, metavar="INT", help="makes sampling repeatable")
 
     def run(self, arguments: argparse.Namespace) -> int:
@@ -84,15 +85,13 @@ class ChatCommand:
         client = Completions(arguments.base_url)
         try:
             model = arguments.model or client.models()[0]
-            given = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "seed")}
-            options = {name: value for name, value in given.items() if value is not None}
-            chat = Chat(client, model, sys.stdout, arguments.system, **options)
+            chat = Chat(client, model, sys.stdout, arguments.system, **options_of(arguments))
             chat.pictures = pictures
-            if model == EMBEDDED_MODEL_NAME:
-                print(f"note: {NOISE_NOTICE}", file=sys.stderr)
             if question is not None:
                 chat.ask(question)
             else:
+                if model == EMBEDDED_MODEL_NAME:
+                    note(EMBEDDED_MODEL_NOTE)
                 converse(chat, typed_lines(sys.stdin), note)
         except (CompletionError, OSError) as error:
             note(f"tessera chat: {error}")
@@ -100,6 +99,12 @@ class ChatCommand:
         finally:
             client.close()
         return 0
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the request that were given: what was not is the server's to choose."""
+    given = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "seed")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def sort_words(words: list[str]) -> tuple[list[Path], str | None]:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 SEED = 20
 PATCH = 14
-MAX_POSITIONS = 16384
 DTYPE = "bfloat16"
+NUM_SHARDS = 2
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class CheckpointShape:
     kv_heads: int
     head_dim: int
     vocab_size: int  # at least what the tokenizer has, as in real checkpoints
+    max_positions: int = 16384
 
 
 INTERNVIT_300M_QWEN3_600M = CheckpointShape(
@@ -55,7 +57,7 @@ INTERNVIT_300M_QWEN3_600M = CheckpointShape(
     vocab_size=151936,
 )
 
-# Words and special tokens; a larger vocab_size is rows that no token uses.
+# Most tokens of the tokenizer, special ones included: TEXT gives it fewer.  Rows beyond them are no token's.
 TOKENIZER_SIZE = 768
 
 # Ids in this order behind the words, as Qwen's tokenizers and InternVL's additions have them.
@@ -95,10 +97,10 @@ def write_random_checkpoint(folder: Path, shape: CheckpointShape) -> Path:
     tokenizer = _tokenizer()
     end = tokenizer.token_to_id("<|im_end|>")
     assert end is not None
-    _write_tokenizer(folder, tokenizer)
-    _write_json(folder / "config.json", _config(end, shape))
-    _write_json(folder / "generation_config.json", {"eos_token_id": end})
-    _write_json(
+    write_tokenizer(folder, tokenizer, shape.max_positions)
+    write_json(folder / "config.json", chat_config(end, shape))
+    write_json(folder / "generation_config.json", {"eos_token_id": end})
+    write_json(
         folder / "preprocessor_config.json",
         {
             "crop_size": shape.image_size,
@@ -112,7 +114,7 @@ def write_random_checkpoint(folder: Path, shape: CheckpointShape) -> Path:
             "size": shape.image_size,
         },
     )
-    _write_shards(folder, _tensors(tokenizer, shape))
+    write_shards(folder, _tensors(tokenizer, shape), NUM_SHARDS)
     return folder
 
 
@@ -132,11 +134,12 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_positions: int) -> None:
+    """tokenizer.json and tokenizer_config.json of a tokenizer that has SPECIAL_TOKENS."""
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     added = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -147,14 +150,15 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
             "eos_token": "<|im_end|>",
             "pad_token": "<|endoftext|>",
             "unk_token": None,
-            "model_max_length": MAX_POSITIONS,
+            "model_max_length": max_positions,
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         },
     )
 
 
-def _config(eos_token_id: int, shape: CheckpointShape) -> dict[str, Any]:
+def chat_config(eos_token_id: int, shape: CheckpointShape) -> dict[str, Any]:
+    """config.json of `InternVLChatModel` with InternViT-300M's and Qwen3's fields."""
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -217,7 +221,7 @@ def _llm_config(eos_token_id: int, shape: CheckpointShape) -> dict[str, Any]:
         "hidden_size": shape.hidden,
         "initializer_range": 0.02,
         "intermediate_size": shape.intermediate,
-        "max_position_embeddings": MAX_POSITIONS,
+        "max_position_embeddings": shape.max_positions,
         "max_window_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
@@ -319,22 +323,24 @@ def _unspeakable(tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     return [number for number in range(vocab_size) if tokenizer.decode([number]) not in speakable]
 
 
-def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write_shards(folder: Path, tensors: dict[str, torch.Tensor], num_shards: int) -> None:
+    """safetensors files of about equal size in the order of `tensors`, and their index."""
     from safetensors.torch import save_file
 
-    halves = {
-        "model-00001-of-00002.safetensors": ("vision_model.", "mlp1."),
-        "model-00002-of-00002.safetensors": ("language_model.",),
-    }
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    total, position = sum(sizes.values()), 0
+    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(num_shards)]
+    for name, tensor in tensors.items():
+        shards[position * num_shards // total][name] = tensor
+        position += sizes[name]
     weight_map: dict[str, str] = {}
-    for file, prefixes in halves.items():
-        shard = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{num_shards:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Indented, as the hub's files are."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.cli import UsageError
+from deploy.embedded import EMBEDDED_MODEL_NOTE
 from deploy.flags import ConfigFlags
 from deploy.progress import Progress
 from deploy.service import add_model_argument, resolve_model
 from deploy.supervisor import Part, PartFailed, Supervisor, free_ports, reachable, run_until_stopped
-from deploy.tiny_checkpoint import NOISE_NOTICE
 from encoder_service.config import EncoderConfig
 from gateway.config import GatewayConfig
 from llm_service.config import LLMConfig
@@ -132,14 +132,14 @@ def make_supervisor(
     """
     flags.share(arguments)
     gateway = flags.check(arguments)
-    values = resolve_model(arguments)
     try:
+        values = resolve_model(arguments)
         # Fetched once and here, where its progress bar has the terminal.
         folder = str(open_checkpoint(values["model"]).folder)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     if arguments.model is None:
-        progress.say(f"note: {NOISE_NOTICE}")
+        progress.say(f"note: {EMBEDDED_MODEL_NOTE}")
     name = getattr(arguments, "served_model_name", "") or values.get("served_model_name", values["model"])
     num_servers = getattr(arguments, "num_servers", 1)
     if num_servers < 1:

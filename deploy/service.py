@@ -19,11 +19,10 @@ from typing import Any
 import uvloop
 
 from deploy.cli import UsageError
+from deploy.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_MODEL_NOTE, embedded_checkpoint
 from deploy.flags import ConfigFlags
-from deploy.tiny_checkpoint import NOISE_NOTICE, default_checkpoint
 from protos.errors import ServingError
 
-EMBEDDED_MODEL_NAME = "tessera-tiny-random"
 # After the parent's death: more than any service takes to drain.
 ORPHAN_GRACE_S = 40.0
 
@@ -70,11 +69,11 @@ class ServiceCommand:
         return 0
 
     def _config(self, arguments: argparse.Namespace) -> Any:
-        values = resolve_model(arguments) if self.has_model else {}
-        if self.has_model and arguments.model is None:
-            log.warning(NOISE_NOTICE)
         fields = {field.path[0] for field in self.flags.flags} | {"model"}
         try:
+            values = resolve_model(arguments) if self.has_model else {}
+            if self.has_model and arguments.model is None:
+                log.info(EMBEDDED_MODEL_NOTE)
             return self.flags.config(
                 arguments, **{name: value for name, value in values.items() if name in fields}
             )
@@ -87,15 +86,19 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="checkpoint: a folder or a hub id (default: a tiny random one that Tessera makes itself)",
+        help="checkpoint: a folder or a hub id (default: Tessera's own demo model)",
     )
 
 
 def resolve_model(arguments: argparse.Namespace) -> dict[str, str]:
-    """Config fields that MODEL decides: the embedded checkpoint and its name where none is given."""
+    """Config fields that MODEL decides: the embedded checkpoint and its name where none is given.
+
+    Raises:
+        CheckpointError: the embedded checkpoint lacks weights.
+    """
     if arguments.model is not None:
         return {"model": arguments.model}
-    values = {"model": str(default_checkpoint())}
+    values = {"model": str(embedded_checkpoint())}
     if not hasattr(arguments, "served_model_name"):
         values["served_model_name"] = EMBEDDED_MODEL_NAME
     return values

@@ -13,6 +13,7 @@ LOAD_FORMATS = ("auto", "dummy")
 DEVICES = ("auto", "cpu", "cuda")
 ATTENTION_BACKENDS = ("auto", "sdpa", "cuda")
 CUDA_GRAPHS = ("auto", "off")
+GENERATION_CONFIGS = ("auto", "none")
 # Beside the pictures a request has text and settings.
 MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)
 
@@ -140,6 +141,13 @@ class LLMConfig:
     served_model_name: str = field(
         default="", metadata={"help": "id that clients name; default: the checkpoint as given"}
     )
+    generation_config: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: the checkpoint's generation_config.json gives the defaults of temperature, top_p, "
+            "top_k, min_p, repetition_penalty and max_tokens; none: those of the file are ignored"
+        },
+    )
     server: ServerConfig = field(default_factory=lambda: ServerConfig(port=50052))
     encoder_pool: EncoderPoolConfig = field(default_factory=EncoderPoolConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -161,6 +169,7 @@ class LLMConfig:
     )
 
     def __post_init__(self) -> None:
+        _require_one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
         for name in ("max_images", "max_image_tiles", "max_request_bytes"):
             _require_at_least(name, getattr(self, name), 1)
         if self.max_request_bytes > MAX_REQUEST_BYTES:

@@ -30,14 +30,15 @@ def generation_from_proto(
     request: language_model_pb2.GenerateRequest,
     preprocessing: Preprocessing,
     limits: RequestLimits,
+    defaults: SamplingParams,
     metadata: Metadata,
 ) -> GenerationInput:
-    """Raises InvalidRequest naming the first field that is wrong."""
+    """`defaults` are for unset sampling fields.  Raises InvalidRequest naming the first wrong field."""
     if bool(request.messages) == bool(request.prompt_token_ids):
         raise InvalidRequest("give either messages or prompt_token_ids", field="messages")
     if len(request.cache_salt) > MAX_CACHE_SALT_BYTES:
         raise InvalidRequest(f"cache_salt: at most {MAX_CACHE_SALT_BYTES} bytes", field="cache_salt")
-    params = sampling_params_from_proto(request.sampling)
+    params = sampling_params_from_proto(request.sampling, defaults)
     params.validate(limits.vocab_size)
     if len(request.prompt_token_ids) >= limits.max_model_len:  # before anything walks over millions of them
         raise ContextLengthExceeded(
@@ -86,15 +87,18 @@ def messages_from_proto(messages: Iterable[language_model_pb2.Message]) -> list[
     ]
 
 
-def sampling_params_from_proto(sampling: language_model_pb2.SamplingParams) -> SamplingParams:
-    """Unset fields take the defaults that the contract states."""
-    defaults = SamplingParams()
+def sampling_params_from_proto(
+    sampling: language_model_pb2.SamplingParams, defaults: SamplingParams
+) -> SamplingParams:
+    """Unset fields take the defaults, and no default contradicts what was set."""
     optional = {
         name: getattr(sampling, name) if sampling.HasField(name) else getattr(defaults, name)
         for name in (
             "max_tokens",
             "temperature",
             "top_p",
+            "top_k",
+            "min_p",
             "repetition_penalty",
             "seed",
             "n",
@@ -102,11 +106,11 @@ def sampling_params_from_proto(sampling: language_model_pb2.SamplingParams) -> S
             "skip_special_tokens",
         )
     }
+    if not sampling.HasField("max_tokens") and defaults.max_tokens is not None:
+        optional["max_tokens"] = max(defaults.max_tokens, sampling.min_tokens)
     return SamplingParams(
         **optional,
         min_tokens=sampling.min_tokens,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias),

@@ -16,7 +16,7 @@ MAX_LOGIT_BIAS = 100.0
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
-class SamplingParams(msgspec.Struct, frozen=True):
+class SamplingParams(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """Defaults leave the model's distribution as it is."""
 
     max_tokens: int | None = None  # None: up to the end of the context

@@ -24,8 +24,10 @@ from llm_service.from_proto import (
     messages_from_proto,
 )
 from llm_service.generation import Backends, Generation, GenerationUsage
+from llm_service.generation_config import read_generation_config
 from llm_service.metrics import count_usage, watch_load
 from llm_service.prompt import ImagePart, Message, PromptBuilder
+from llm_service.sampling_params import SamplingParams
 from llm_service.session import Session
 from llm_service.to_proto import event_to_proto
 from llm_service.tokenizer import load_tokenizer
@@ -52,9 +54,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
     """Generate, Session, Tokenize, Detokenize, GetModel."""
 
-    def __init__(self, config: LLMConfig, preprocessing: Preprocessing, backends: Backends) -> None:
+    def __init__(
+        self,
+        config: LLMConfig,
+        preprocessing: Preprocessing,
+        sampling_defaults: SamplingParams,
+        backends: Backends,
+    ) -> None:
         self._config = config
         self._preprocessing = preprocessing
+        self._sampling_defaults = sampling_defaults
         self._backends = backends
         self._sessions: set[Session] = set()
         self._draining = False
@@ -157,7 +166,9 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
         return self._generation(message.request, metadata), request_id
 
     def _generation(self, request: language_model_pb2.GenerateRequest, metadata: Metadata) -> Generation:
-        plain = generation_from_proto(request, self._preprocessing, self._limits, metadata)
+        plain = generation_from_proto(
+            request, self._preprocessing, self._limits, self._sampling_defaults, metadata
+        )
         self._refuse_placeholders(plain.prompt_token_ids)
         return Generation(plain, self._backends)
 
@@ -190,13 +201,15 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
     torch.set_num_threads(FRONT_END_THREADS)
     async with AsyncExitStack() as stack:
         checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
+        sampling_defaults = _sampling_defaults(config, checkpoint)
         # The engine before the server: gRPC complains about a process that forks after its threads run.
         engine, ends = await _join_or_start_engine(config, checkpoint, stack)
         server = Server(config.server, [SERVICE_NAME])
         backends = _backends(config, checkpoint, engine)
         backends.encoders.start()
         stack.push_async_callback(backends.encoders.close)
-        servicer = LanguageModelServicer(config, Preprocessing.from_checkpoint(checkpoint), backends)
+        preprocessing = Preprocessing.from_checkpoint(checkpoint)
+        servicer = LanguageModelServicer(config, preprocessing, sampling_defaults, backends)
         language_model_pb2_grpc.add_LanguageModelServicer_to_server(servicer, server.grpc)
         watch_load(engine, backends.encoders)
         port = await server.start()
@@ -204,6 +217,15 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         await server.set_serving()
         on_ready(port)
         await _serve_until_end(server, servicer, shutdown, ends)
+
+
+def _sampling_defaults(config: LLMConfig, checkpoint: Checkpoint) -> SamplingParams:
+    if config.generation_config == "none":
+        return SamplingParams()
+    defaults = read_generation_config(checkpoint)
+    if defaults != SamplingParams():
+        log.info("sampling defaults of the checkpoint: %s", defaults)
+    return defaults
 
 
 async def _serve_until_end(

@@ -16,15 +16,19 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.checkpoints import make_checkpoint
+from deploy.embedded import embedded_checkpoint
 from tests.pictures import image_part, picture, text_part, user
 from tests.processes import Stack
+from tests.scenes import TILED, sign, things
+
+SAY = "What does the sign say?"
+GREETING = "Hello! I am Tessera's demo model. Ask me about a picture."
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    checkpoint = make_checkpoint(tmp_path_factory.mktemp("failures"), "qwen3", "chat")
-    with Stack(checkpoint, "--num-kv-blocks", "256", "--max-images", "4") as running:
+def stack() -> Iterator[Stack]:
+    """The demo model: what is answered at all is answered right."""
+    with Stack(embedded_checkpoint(), "--num-kv-blocks", "256", "--max-images", "4") as running:
         yield running
 
 
@@ -33,12 +37,17 @@ def nothing_is_left(stack: Stack) -> Iterator[None]:
     """After every test all blocks are free, nothing runs, and an ordinary request gets its answer."""
     yield
     wait_idle(stack)
-    assert ask(stack, user(text_part("still there?"))).status_code == 200
+    assert answer_of(ask(stack, user(text_part("Hello!")))) == GREETING
 
 
 def ask(stack: Stack, messages: Any, **more: Any) -> httpx.Response:
-    body = {"messages": messages, "max_tokens": 8, "temperature": 0, **more}
+    body = {"messages": messages, "max_tokens": 48, "temperature": 0, **more}
     return httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=60)
+
+
+def answer_of(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
 
 
 def load(stack: Stack) -> dict[str, float]:
@@ -74,48 +83,44 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 class TestEncoderDies:
     def test_kill_with_a_picture_in_flight(self, stack: Stack) -> None:
         """A clear 503 within 2 s, text goes on meanwhile, and pictures work again after a restart."""
-        picture_in_flight = user(image_part(picture(1)), text_part("what?"))
-        before = ask(stack, picture_in_flight).json()["choices"][0]["message"]["content"]
+        known = user(image_part(sign("OPEN")), text_part(SAY))
+        in_flight = user(image_part(sign("CLOSED")), text_part(SAY))
+        assert answer_of(ask(stack, known)) == "OPEN"
 
         async def scenario() -> tuple[httpx.Response, float, httpx.Response]:
             async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
                 stack.encoder.pause()  # so that the picture is certainly still in flight
                 pending = asyncio.create_task(
-                    client.post(
-                        "/v1/chat/completions",
-                        json={"messages": user(image_part(picture(2)), text_part("what?"))},
-                    )
+                    client.post("/v1/chat/completions", json={"messages": in_flight})
                 )
                 await asyncio.sleep(0.2)
                 stack.encoder.kill()
                 killed = time.monotonic()
                 text = await client.post(
                     "/v1/chat/completions",
-                    json={"messages": user(text_part("and text?")), "max_tokens": 4},
+                    json={"messages": user(text_part("Hello!")), "temperature": 0},
                 )
                 return await pending, time.monotonic() - killed, text
 
         response, seconds, text = asyncio.run(scenario())
         assert response.status_code == 503 and seconds < 2
         assert "encoder" in error_of(response)["message"]
-        assert text.status_code == 200
-        refused = ask(stack, user(image_part(picture(3)), text_part("what?")))
+        assert answer_of(text) == GREETING
+        refused = ask(stack, user(image_part(sign("EXIT")), text_part(SAY)))
         assert refused.status_code == 503
         llm, gateway = stack.llm.process.pid, stack.gateway.process.pid
         stack.restart_encoder()
         stack.wait_ready()
-        again = ask(stack, user(image_part(picture(2)), text_part("what?")))
-        assert again.status_code == 200
-        assert ask(stack, picture_in_flight).json()["choices"][0]["message"]["content"] == before
+        assert answer_of(ask(stack, in_flight)) == "CLOSED"
+        assert answer_of(ask(stack, known)) == "OPEN"
         assert (stack.llm.process.poll(), stack.gateway.process.poll()) == (None, None)
         assert (stack.llm.process.pid, stack.gateway.process.pid) == (llm, gateway)
 
     @pytest.mark.parametrize("seconds", [0.05, 0.15, 0.2, 0.25, 0.3, 0.45])
     def test_kill_while_tiles_arrive(self, stack: Stack, seconds: float) -> None:
         """After the layout: a 503 or the right answer within 2 s, and the same pictures work afterwards."""
-        pictures = [picture(50 + index, 1600, 1000) for index in range(3)]
-        parts = [image_part(data, max_dynamic_patch=40) for data in pictures]
-        body = {"messages": user(*parts, text_part("what?")), "max_tokens": 4, "temperature": 0}
+        pictures = [image_part(sign(word, TILED[7])) for word in ("BANK", "EXIT", "OPEN")]
+        body = {"messages": user(*pictures, text_part("What does the last image say?")), "temperature": 0}
         body["cache_salt"] = str(seconds)  # so that no tile is known
 
         async def scenario() -> tuple[httpx.Response, float]:
@@ -131,10 +136,9 @@ class TestEncoderDies:
         finally:
             stack.restart_encoder()
             stack.wait_ready()
-        again = ask(stack, body["messages"], max_tokens=4)
-        assert again.status_code == 200 and elapsed < 2
+        assert answer_of(ask(stack, body["messages"])) == "OPEN" and elapsed < 2
         if response.status_code == 200:
-            assert response.json()["choices"] == again.json()["choices"]
+            assert answer_of(response) == "OPEN"
         else:
             assert response.status_code == 503 and "encoder" in error_of(response)["message"]
 
@@ -142,22 +146,23 @@ class TestEncoderDies:
         stack.encoder.pause()
         start = time.monotonic()
         try:
-            response = ask(stack, user(image_part(picture(4)), text_part("what?")))
+            response = ask(stack, user(image_part(sign("TAXI")), text_part(SAY)))
         finally:
             stack.encoder.resume()
         assert response.status_code in (503, 504) and time.monotonic() - start < 15
         stack.wait_ready()
+        assert answer_of(ask(stack, user(image_part(sign("TAXI")), text_part(SAY)))) == "TAXI"
 
     def test_a_known_picture_needs_no_encoder(self, stack: Stack) -> None:
-        conversation = user(image_part(picture(5)), text_part("the same question"))
-        first = ask(stack, conversation).json()
+        conversation = user(image_part(sign("HOTEL")), text_part(SAY))
+        first = ask(stack, conversation)
         stack.encoder.pause()
         try:
-            second = ask(stack, conversation).json()
+            second = ask(stack, conversation)
         finally:
             stack.encoder.resume()
-        assert second["choices"][0]["message"] == first["choices"][0]["message"]
-        assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        assert answer_of(first) == answer_of(second) == "HOTEL"
+        assert second.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
 class TestCancel:
@@ -236,7 +241,9 @@ def blank(width: int, height: int) -> bytes:
 
 
 def animated_gif() -> bytes:
-    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    """A circle that is red, then green, then blue."""
+    circles = [things({"center": f"{color} circle"}) for color in ("red", "green", "blue")]
+    frames = [Image.open(io.BytesIO(circle)) for circle in circles]
     file = io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     return file.getvalue()
@@ -264,25 +271,22 @@ class TestBadInput:
 
     def test_a_bad_picture_disturbs_nobody_else(self, stack: Stack) -> None:
         async def scenario() -> list[httpx.Response]:
-            good = user(image_part(picture(11, 300, 200)), text_part("fine?"))
-            bad = user(image_part(BAD_PICTURES["truncated"]), text_part("fine?"))
+            good = user(image_part(sign("MUSEUM", TILED[3])), text_part(SAY))
+            bad = user(image_part(BAD_PICTURES["truncated"]), text_part(SAY))
             async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
                 posts = [
-                    client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 6})
+                    client.post("/v1/chat/completions", json={"messages": messages, "temperature": 0})
                     for messages in (good, bad, good, bad)
                 ]
                 return list(await asyncio.gather(*posts))
 
-        assert [response.status_code for response in asyncio.run(scenario())] == [200, 400, 200, 400]
+        responses = asyncio.run(scenario())
+        assert [response.status_code for response in responses] == [200, 400, 200, 400]
+        assert [answer_of(response) for response in responses[::2]] == ["MUSEUM"] * 2
 
     def test_an_animated_gif_counts_as_its_first_frame(self, stack: Stack) -> None:
-        still = io.BytesIO()
-        Image.new("RGB", (40, 30), "red").save(still, "GIF")
-        answers = [
-            ask(stack, user(image_part(data), text_part("colour?"))).json()["choices"][0]["message"]
-            for data in (animated_gif(), still.getvalue())
-        ]
-        assert answers[0] == answers[1]
+        response = ask(stack, user(image_part(animated_gif()), text_part("What color is the circle?")))
+        assert answer_of(response) == "red"
 
     def test_prompt_too_long(self, stack: Stack) -> None:
         response = ask(stack, user(text_part("word " * 20_000)))
@@ -340,9 +344,8 @@ class TestBadInput:
 
 
 class TestLanguageModelDies:
-    def test_the_engine_takes_its_service_down_and_clients_hear_of_it(self, tmp_path: Path) -> None:
-        checkpoint = make_checkpoint(tmp_path, "qwen3", "chat")
-        with Stack(checkpoint) as stack:
+    def test_the_engine_takes_its_service_down_and_clients_hear_of_it(self) -> None:
+        with Stack(embedded_checkpoint(), "--num-kv-blocks", "256") as stack:
             children = Path(f"/proc/{stack.llm.process.pid}/task/{stack.llm.process.pid}/children")
             engine = int(children.read_text().split()[0])
             import os

@@ -169,7 +169,8 @@ def test_bookkeeping_knows_neither_tensors_nor_io(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "process", ["encoder_service.servicer", "llm_service.servicer", "llm_service.engine_process", "deploy.cli"]
+    "process",
+    ["encoder_service.servicer", "llm_service.servicer", "llm_service.engine_process", "deploy.cli"],
 )
 def test_no_process_loads_cuda_only_packages_before_it_knows_its_device(process: str) -> None:
     assert not top_level(loaded_with(process)) & {"flash_attn", "flashinfer", "triton"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy.chat import Chat, converse, sort_words
+from deploy.chat import Chat, ChatCommand, converse, options_of, sort_words
 from deploy.cli import UsageError
 from deploy.completions import Completions
 from deploy.demo import PICTURE
@@ -78,6 +79,27 @@ def test_new_forgets_all_but_the_system_message() -> None:
     talk(gateway, "first\n", f"/image {PICTURE}\n", "/new\n", "second\n", system="be brief", temperature=0.0)
     assert [message["content"] for message in gateway.bodies[1]["messages"]] == ["be brief", "second"]
     assert gateway.bodies[1]["temperature"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ([], {}),
+        (["--temperature", "0"], {"temperature": 0.0}),
+        (
+            ["--temperature", "0.5", "--max-tokens", "7", "--seed", "0"],
+            {"temperature": 0.5, "max_tokens": 7, "seed": 0},
+        ),
+    ],
+)
+def test_what_was_not_given_is_left_to_the_server(words: list[str], options: dict[str, Any]) -> None:
+    parser = argparse.ArgumentParser()
+    ChatCommand().add_arguments(parser)
+    gateway = Gateway()
+    talk(gateway, "first\n", **options_of(parser.parse_args(words)))
+    [body] = gateway.bodies
+    assert body.keys() == {"model", "messages", "stream", "stream_options"} | options.keys()
+    assert {name: body[name] for name in options} == options
 
 
 def test_quit_ends_and_an_unknown_command_shows_the_help() -> None:

@@ -52,7 +52,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["gateway", "--por", "1"], "unrecognized arguments: --por 1"),
         (["gateway", "--port", "http"], "argument --port: invalid int value: 'http'"),
         (["gateway", "--port", "70000"], "tessera gateway: error: --port must be 0..65535, got 70000"),
-        (["encoder", "nowhere", "--max-batch-tiles", "0"], "--max-batch-tiles must be >= 1, got 0"),
+        (["encoder", "nowhere", "--max-batch-tiles", "-1"], "--max-batch-tiles must be >= 0, got -1"),
         (["encoder", "nowhere", "--tls-cert", "c"], "--tls-cert and --tls-key go together"),
         (["llm", "nowhere", "--max-num-seqs", "-1"], "--max-num-seqs must be >= 0, got -1"),
         (["llm", "nowhere", "--dtype", "int3"], "--dtype must be one of auto, float32"),

@@ -1,4 +1,4 @@
-"""A checkpoint follows its shape in every file; that loaders accept one is in test_tiny_checkpoint.py."""
+"""A checkpoint follows its shape in every file, and the services' own loaders and transformers accept it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from deploy.random_checkpoint import SPECIAL_TOKENS, TOKENIZER_SIZE, CheckpointShape, write_random_checkpoint
-from protos.checkpoint import Checkpoint, open_checkpoint
+from protos.checkpoint import Checkpoint, CheckpointFormat, open_checkpoint
+from protos.preprocessing import Preprocessing
 
 # No two sizes alike, so that none can stand for another.
 SHAPE = CheckpointShape(
@@ -36,6 +37,44 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("parent") / "made" / "here"
     assert write_random_checkpoint(folder, SHAPE) == folder
     return open_checkpoint(str(folder))
+
+
+def test_it_opens_as_a_chat_checkpoint_of_two_shards(checkpoint: Checkpoint) -> None:
+    assert checkpoint.format is CheckpointFormat.CHAT
+    assert len({entry.file for entry in checkpoint.tensors.values()}) == 2
+    assert len(checkpoint.vision_names()) + len(checkpoint.language_names()) == len(checkpoint.tensors)
+
+
+def test_its_preprocessing_is_dynamic_with_the_tokens_of_its_tile(checkpoint: Checkpoint) -> None:
+    preprocessing = Preprocessing.from_checkpoint(checkpoint)
+    assert preprocessing.tokens_per_tile == 4
+    assert (preprocessing.min_tiles, preprocessing.max_tiles, preprocessing.use_thumbnail) == (1, 12, True)
+
+
+def test_weights_are_finite_and_the_same_every_time(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    again = open_checkpoint(str(write_random_checkpoint(tmp_path, SHAPE)))
+    names = sorted(checkpoint.tensors)
+    pairs = zip(checkpoint.load(names), again.load(names), strict=True)
+    for (name, first), (_, second) in pairs:
+        assert first.dtype is torch.bfloat16
+        assert first.isfinite().all() and torch.equal(first, second), name
+
+
+def test_transformers_reads_its_tokenizer_and_round_trips_any_text(checkpoint: Checkpoint) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    text = "What does the café sell? 咖啡 🐈\n"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    ids = tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+    assert len(set(ids)) == len(SPECIAL_TOKENS) and max(ids) < SHAPE.vocab_size
+    assert tokenizer("<img><IMG_CONTEXT></img>").input_ids == ids[3:4] + ids[5:6] + ids[4:5]
+
+
+def test_only_words_and_punctuation_can_win(checkpoint: Checkpoint) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    ((_, head),) = checkpoint.load(["language_model.lm_head.weight"])
+    speakable = [tokenizer.decode([number]) for number in head.any(dim=1).nonzero().flatten().tolist()]
+    assert len(speakable) > 50
+    assert all(text in ".,?" or text[0] == " " and text[1:].isalpha() for text in speakable)
 
 
 def read(checkpoint: Checkpoint, name: str) -> Any:

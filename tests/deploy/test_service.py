@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from deploy.cli import UsageError
+from deploy.embedded import embedded_checkpoint
 from deploy.flags import ConfigFlags
 from deploy.service import (
     Serve,
@@ -98,6 +99,16 @@ def test_a_value_that_the_config_refuses_is_wrong_usage_and_nothing_is_served() 
 def test_the_supervisor_reads_the_ready_line() -> None:
     match = READY_LINE.fullmatch(ready_line("llm", "[::1]:50052"))
     assert match is not None and match.groups() == ("llm", "[::1]:50052")
+
+
+@pytest.mark.parametrize(
+    ("given", "served"), [({}, {"served_model_name": "tessera-demo"}), ({"served_model_name": "mine"}, {})]
+)
+def test_without_a_model_the_embedded_one_is_served_unless_named_otherwise(
+    given: dict[str, str], served: dict[str, str]
+) -> None:
+    values = resolve_model(argparse.Namespace(model=None, **given))
+    assert values == {"model": str(embedded_checkpoint()), **served}
 
 
 def test_a_model_that_is_given_keeps_its_own_name() -> None:

@@ -57,6 +57,11 @@ def test_fields_that_were_not_given_stay_unset() -> None:
     assert _sampling(temperature=None, stop=None, n=None) == pb.SamplingParams()
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_k", "min_p"])
+def test_a_zero_is_not_left_out(name: str) -> None:
+    assert _sampling(**{name: 0}).HasField(name)
+
+
 def test_every_sampling_field_arrives() -> None:
     fields: dict[str, Any] = {
         "temperature": 0,
@@ -78,7 +83,6 @@ def test_every_sampling_field_arrives() -> None:
     expected = pb.SamplingParams(**fields, stop=["END"], logit_bias={5: -100.0, 6: 1.5}, logprobs=4)
     extra = {"stop": "END", "logit_bias": {"5": -100, "6": 1.5}, "logprobs": True, "top_logprobs": 4}
     assert _sampling(**fields, **extra) == expected
-    assert _sampling(temperature=0).HasField("temperature")
 
 
 def test_the_newer_and_the_other_names_of_fields() -> None:

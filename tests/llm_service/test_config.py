@@ -77,6 +77,7 @@ def test_an_empty_address_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("generation_config", "vllm"),
         ("max_images", 0),
         ("max_image_tiles", 0),
         ("max_request_bytes", 0),

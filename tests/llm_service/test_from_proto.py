@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from llm_service.from_proto import (
@@ -59,8 +60,11 @@ def read(
     request: pb.GenerateRequest,
     defaults: Preprocessing | None = None,
     limits: RequestLimits = LIMITS,
+    sampling: SamplingParams | None = None,
 ) -> GenerationInput:
-    return generation_from_proto(request, defaults or preprocessing(), limits, METADATA)
+    return generation_from_proto(
+        request, defaults or preprocessing(), limits, sampling or SamplingParams(), METADATA
+    )
 
 
 def field_of_refusal(request: pb.GenerateRequest, **options: Any) -> str | None:
@@ -181,9 +185,42 @@ class TestImages:
         assert field_of_refusal(request) == f"messages[1].parts[0].image.tiling.{name}"
 
 
+OF_THE_CHECKPOINT = SamplingParams(
+    max_tokens=5, temperature=0.5, top_p=0.75, top_k=20, min_p=0.125, repetition_penalty=1.25
+)
+
+
 class TestSampling:
-    def test_unset_fields_take_the_defaults(self) -> None:
-        assert sampling_params_from_proto(pb.SamplingParams()) == SamplingParams()
+    @pytest.mark.parametrize("defaults", [SamplingParams(), OF_THE_CHECKPOINT])
+    def test_unset_fields_take_the_defaults(self, defaults: SamplingParams) -> None:
+        assert sampling_params_from_proto(pb.SamplingParams(), defaults) == defaults
+        got = read(pb.GenerateRequest(prompt_token_ids=[1]), sampling=defaults)
+        assert got.params == defaults
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("max_tokens", 7),
+            ("temperature", 0.0),
+            ("temperature", 1.0),
+            ("top_p", 1.0),
+            ("top_k", 0),
+            ("top_k", -1),
+            ("min_p", 0.0),
+            ("repetition_penalty", 1.0),
+        ],
+    )
+    def test_a_value_that_was_set_wins_even_where_it_is_the_contracts_default(
+        self, name: str, value: Any
+    ) -> None:
+        got = sampling_params_from_proto(pb.SamplingParams(**{name: value}), OF_THE_CHECKPOINT)
+        assert got == msgspec.structs.replace(OF_THE_CHECKPOINT, **{name: value})
+
+    def test_a_default_of_max_tokens_gives_way_to_min_tokens(self) -> None:
+        request = pb.GenerateRequest(prompt_token_ids=[1], sampling=pb.SamplingParams(min_tokens=6))
+        assert read(request, sampling=OF_THE_CHECKPOINT).params.max_tokens == 6
+        request.sampling.min_tokens = 4
+        assert read(request, sampling=OF_THE_CHECKPOINT).params.max_tokens == 5
 
     def test_every_field_arrives(self) -> None:
         values: dict[str, Any] = {
@@ -208,11 +245,14 @@ class TestSampling:
         }
         assert set(values) == set(SamplingParams.__struct_fields__)
         assert set(values) == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
-        assert sampling_params_from_proto(pb.SamplingParams(**values)) == SamplingParams(**values)
+        expected = SamplingParams(**values)
+        assert sampling_params_from_proto(pb.SamplingParams(**values), SamplingParams()) == expected
+        assert sampling_params_from_proto(pb.SamplingParams(**values), OF_THE_CHECKPOINT) == expected
 
     @pytest.mark.parametrize("name", ["temperature", "seed", "logprobs"])
     def test_a_zero_that_was_set_is_a_zero(self, name: str) -> None:
-        assert getattr(sampling_params_from_proto(pb.SamplingParams(**{name: 0})), name) == 0
+        got = sampling_params_from_proto(pb.SamplingParams(**{name: 0}), SamplingParams())
+        assert getattr(got, name) == 0
 
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from llm_service.config import LLMConfig
+from llm_service.sampling_params import SamplingParams
 from llm_service.servicer import LanguageModelServicer
 from protos import encoder_pb2, language_model_pb2_grpc
 from protos import language_model_pb2 as pb
@@ -69,11 +70,15 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(encoder: ScriptedEncoder | None = None, **options: Any) -> AsyncIterator[Service]:
+async def serving(
+    encoder: ScriptedEncoder | None = None, sampling: SamplingParams | None = None, **options: Any
+) -> AsyncIterator[Service]:
     config = LLMConfig(model="org/tiny", max_images=3, max_image_tiles=20, max_request_bytes=4096)
     async with front_end(encoder, **options) as front:
         server = grpc.aio.server(options=SHARED_OPTIONS)
-        servicer = LanguageModelServicer(config, preprocessing(), front.backends)
+        servicer = LanguageModelServicer(
+            config, preprocessing(), sampling or SamplingParams(), front.backends
+        )
         language_model_pb2_grpc.add_LanguageModelServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -129,6 +134,20 @@ class TestGenerate:
                 (1, 2, False),
                 (1, 12, True),
             ]
+
+    async def test_what_a_request_leaves_out_takes_the_checkpoints_defaults(self) -> None:
+        async with serving(sampling=SamplingParams(max_tokens=5)) as it:
+            request = ask()
+            request.sampling.ClearField("max_tokens")
+            assert (await collect(it.stub.Generate(request)))[-1].usage.completion_tokens == 5
+            assert (await it.generate(max_tokens=7))[-1].usage.completion_tokens == 7
+
+    async def test_the_checkpoints_max_tokens_end_with_the_context(self) -> None:
+        async with serving(sampling=SamplingParams(max_tokens=100_000)) as it:
+            request = pb.GenerateRequest(prompt_token_ids=[7] * 250)
+            request.sampling.ignore_eos = True
+            events = await collect(it.stub.Generate(request))
+            assert events[-1].usage.completion_tokens == 6
 
     async def test_cache_salts_share_nothing(self) -> None:
         async with serving() as it:
@@ -407,3 +426,43 @@ class TestJoin:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(path))
         assert service.stop() == 0
+
+
+GREEDY = "sampling defaults of the checkpoint: SamplingParams(temperature=0.0)"
+
+
+@pytest.mark.slow
+class TestGenerationConfig:
+    """`tessera llm` as a process, before a checkpoint whose generation_config.json says something."""
+
+    @pytest.mark.parametrize(("setting", "is_greedy"), [("auto", True), ("none", False)])
+    def test_its_defaults_hold_unless_told_otherwise(
+        self, tmp_path: Path, setting: str, is_greedy: bool
+    ) -> None:
+        checkpoint = make_checkpoint(tmp_path, "qwen3", "chat")
+        (checkpoint / "generation_config.json").write_text('{"do_sample": false}')
+        flags = ("--port", "0", "--kv-cache-gib", "0.02", "--generation-config", setting)
+        service = ServiceProcess("llm", str(checkpoint), *flags)
+        try:
+            with grpc.insecure_channel(service.address) as channel:
+                stub = language_model_pb2_grpc.LanguageModelStub(channel)
+                answers = {answer_of(stub) for _ in range(4)}
+            assert (len(answers) == 1) == is_greedy
+            assert any(GREEDY in line for line in service.log) == is_greedy
+        finally:
+            assert service.stop() == 0
+
+    def test_a_value_out_of_range_ends_the_start_before_an_engine_runs(self, tmp_path: Path) -> None:
+        checkpoint = make_checkpoint(tmp_path, "qwen3", "chat")
+        (checkpoint / "generation_config.json").write_text('{"temperature": 2.5}')
+        command = [sys.executable, "-m", "deploy", "llm", str(checkpoint), "--port", "0"]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert refused.returncode == 1
+        [line] = refused.stderr.splitlines()
+        assert line.endswith("generation_config.json: temperature: must be in [0, 2], got 2.5")
+
+
+def answer_of(stub: Any) -> tuple[int, ...]:
+    sampling = pb.SamplingParams(max_tokens=16, ignore_eos=True)
+    request = pb.GenerateRequest(prompt_token_ids=[5, 6, 7], sampling=sampling)
+    return tuple(token for event in stub.Generate(request) for token in event.delta.token_ids)

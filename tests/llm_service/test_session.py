@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from llm_service.generation import Generation
+from llm_service.sampling_params import SamplingParams
 from llm_service.session import Session
 from protos import language_model_pb2 as pb
 from protos.errors import Unavailable
@@ -115,6 +116,17 @@ class TestEvents:
             await caller.read_until(1)
             [side] = it.front.encoder.sides
             assert (side.metadata["x-request-id"], side.metadata["traceparent"]) == ("mine", "00-a-b-01")
+            await caller.leave()
+
+    async def test_what_a_request_leaves_out_takes_the_checkpoints_defaults(self) -> None:
+        async with serving(sampling=SamplingParams(max_tokens=5)) as it:
+            caller, request = Caller(it), generate(1)
+            request.generate.request.sampling.ClearField("max_tokens")
+            await caller.send(request, generate(2, max_tokens=7))
+            await caller.read_until(1, 2)
+            events = [event for message in caller.messages for event in message.events]
+            used = {event.id: event.usage.completion_tokens for event in events if event.HasField("usage")}
+            assert used == {1: 5, 2: 7}
             await caller.leave()
 
 
