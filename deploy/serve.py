@@ -167,7 +167,9 @@ def make_supervisor(
         Part(f"llm-{number}", ("llm", *llm_flags, f"--port={port}", *_metrics_port(arguments, number)))
         for number, port in enumerate(llm_ports[1:], 1)
     ]
-    return Supervisor(*parts, progress, gateway.shutdown_grace_s + STOP_MARGIN_S, joining=joining), name
+    grace_s = gateway.shutdown_grace_s + STOP_MARGIN_S
+    supervisor = Supervisor(*parts, progress, grace_s, joining=joining, in_turn=_on_gpu(arguments))
+    return supervisor, name
 
 
 def _part(name: str, *arguments: str) -> Part:
@@ -188,9 +190,12 @@ def _engine_socket() -> Path:
 
 def _default_workers(arguments: argparse.Namespace) -> int:
     """One on the CPU, where cores are the model's; with a GPU enough for what it writes."""
+    return min(max((os.cpu_count() or 1) // 4, 1), MAX_WORKERS) if _on_gpu(arguments) else 1
+
+
+def _on_gpu(arguments: argparse.Namespace) -> bool:
     device = getattr(arguments, "device", "auto")
-    has_gpu = device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    return min(max((os.cpu_count() or 1) // 4, 1), MAX_WORKERS) if has_gpu else 1
+    return device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _welcome(model: str, address: str, elapsed_s: float) -> str:

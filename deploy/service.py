@@ -22,6 +22,7 @@ from deploy.cli import UsageError
 from deploy.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_MODEL_NOTE, embedded_checkpoint
 from deploy.flags import ConfigFlags
 from protos.errors import ServingError
+from protos.malloc import tune_malloc
 
 # After the parent's death: more than any service takes to drain.
 ORPHAN_GRACE_S = 40.0
@@ -49,10 +50,7 @@ class ServiceCommand:
     def run(self, arguments: argparse.Namespace) -> int:
         if arguments.exit_with_parent:
             threading.Thread(target=follow_parent, daemon=True).start()
-        if self.has_model:
-            from protos.malloc import tune_malloc
-
-            tune_malloc()
+        tune_malloc()
         config = self._config(arguments)
         serve = self.load_serve()
 

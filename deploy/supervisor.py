@@ -132,12 +132,17 @@ class Supervisor:
         tessera: Sequence[str] = (sys.executable, "-m", "deploy"),
         health_timeout_s: float = 30.0,
         joining: Sequence[Part] = (),
+        in_turn: bool = False,
     ) -> None:
-        """`joining` are started behind the language model, whose engine they share."""
+        """`joining` are started behind the language model, whose engine they share.
+
+        `in_turn`: the language model starts when the encoder is ready. On one GPU it takes what is left.
+        """
         self._encoder = encoder
         self._llm = llm
         self._gateway = gateway
         self._joining = tuple(joining)
+        self._in_turn = in_turn
         self._progress = progress
         self._grace_s = grace_s
         self._tessera = tessera
@@ -150,12 +155,15 @@ class Supervisor:
         return (self._encoder, self._llm, *self._joining, self._gateway)
 
     async def start(self) -> str:
-        """Start all, the slow two at once; returns the gateway's address when requests can be answered.
+        """Start all; returns the gateway's address when requests can be answered.
 
         Raises:
             PartFailed: a part ended, or they do not find each other.
         """
-        slow = [asyncio.create_task(self._start(part)) for part in (self._encoder, self._llm)]
+        if self._in_turn:
+            await self._start(self._encoder)
+        slow_parts = (self._llm,) if self._in_turn else (self._encoder, self._llm)
+        slow = [asyncio.create_task(self._start(part)) for part in slow_parts]
         try:
             await asyncio.gather(*slow)
         finally:

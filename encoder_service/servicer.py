@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -120,17 +120,21 @@ class EncoderServicer:
             async with rpc_errors(context):
                 self._refuse_overload()
                 opening = await self._read_open(requests)
-                media = await self._read_media(opening, requests)
-                log.debug("%s: %d media", opening.request_id, len(media))
-                yield encoder_pb2.EncodeResponse(layout=self._layout(media))
+                media: list[Medium] = []
                 tiles = TileStream(next(self._stream_ids), media, self._workers, opening.priority)
-                tiles.grant(_all_tiles(media)[: opening.initial_credit])
-                grants = asyncio.create_task(_read_grants(requests, tiles, media))
+                grants: asyncio.Task[None] | None = None
                 try:
+                    await self._read_media(
+                        opening, requests, partial(_add, media, tiles, opening.initial_credit)
+                    )
+                    log.debug("%s: %d media", opening.request_id, len(media))
+                    yield encoder_pb2.EncodeResponse(layout=self._layout(media))
+                    grants = asyncio.create_task(_read_grants(requests, tiles, media))
                     while (event := await self._next_event(tiles)) is not None:
                         yield event
                 finally:
-                    grants.cancel()
+                    if grants is not None:
+                        grants.cancel()
                     await tiles.close()
                 metrics.observe(tiles.timings)
                 yield _done(tiles, time.monotonic_ns() - start)
@@ -200,14 +204,42 @@ class EncoderServicer:
                     field=f"{field}.data",
                 )
 
-    async def _read_media(self, opening: encoder_pb2.Open, requests: Requests) -> list[Medium]:
-        """Take the chunks and read the headers; no pixel is decoded."""
-        buffers = [bytearray() for _ in opening.media]
-        for index, announced in enumerate(opening.media):
-            while len(buffers[index]) < announced.num_bytes:
-                room = announced.num_bytes - len(buffers[index])
-                buffers[index] += await self._read_chunk(requests, index, room)
-        return await self._workers.in_thread(partial(self._read_headers, opening.media, buffers))
+    async def _read_media(
+        self, opening: encoder_pb2.Open, requests: Requests, add: Callable[[Medium], None]
+    ) -> None:
+        """Take the chunks and read the headers; `add` gets each picture in order, while the next one comes.
+
+        Raises:
+            InvalidRequest: a picture is refused: the first that is, once all have come.
+        """
+        adding: list[asyncio.Task[None]] = []
+        try:
+            for index, announced in enumerate(opening.media):
+                data = await self._read_data(requests, index, announced.num_bytes)
+                read = partial(self._read_header, index, announced, data)
+                before = adding[-1] if adding else None
+                adding.append(asyncio.create_task(self._add_medium(read, before, add)))
+            for task in adding:
+                await task
+        finally:
+            for task in adding:
+                task.cancel()
+            await asyncio.gather(*adding, return_exceptions=True)
+
+    async def _add_medium(
+        self, read: partial[Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
+    ) -> None:
+        medium = await self._workers.in_thread(read)
+        if before is not None:
+            await before
+        add(medium)
+
+    async def _read_data(self, requests: Requests, medium: int, num_bytes: int) -> bytes:
+        chunks: list[bytes] = []
+        while num_bytes:
+            chunks.append(await self._read_chunk(requests, medium, num_bytes))
+            num_bytes -= len(chunks[-1])
+        return b"".join(chunks)  # of one chunk no copy
 
     async def _read_chunk(self, requests: Requests, medium: int, room: int) -> bytes:
         """The next bytes of a medium, of which `room` are missing."""
@@ -226,13 +258,7 @@ class EncoderServicer:
             raise InvalidRequest("more bytes came than were announced", field=field)
         return data
 
-    def _read_headers(self, media: Sequence[encoder_pb2.Medium], buffers: list[bytearray]) -> list[Medium]:
-        pairs = zip(media, buffers, strict=True)
-        return [self._read_header(index, medium, data) for index, (medium, data) in enumerate(pairs)]
-
-    def _read_header(self, index: int, medium: encoder_pb2.Medium, buffer: bytearray) -> Medium:
-        data = bytes(buffer)
-        buffer.clear()  # the copy is enough
+    def _read_header(self, index: int, medium: encoder_pb2.Medium, data: bytes) -> Medium:
         options = self._tiling(medium.tiling, f"media[{index}].tiling")
         header = read_header(data, self._config.image_limits, f"media[{index}].data")
         return Medium(
@@ -313,12 +339,12 @@ class EncoderServicer:
         )
 
 
-def _all_tiles(media: list[Medium]) -> list[GrantedTile]:
-    return [
-        GrantedTile(index, tile)
-        for index, medium in enumerate(media)
-        for tile in range(medium.plan.num_tiles)
-    ]
+def _add(media: list[Medium], tiles: TileStream, initial_credit: int, medium: Medium) -> None:
+    """The next picture of a stream; its tiles within the initial credit are granted."""
+    left = max(initial_credit - sum(other.plan.num_tiles for other in media), 0)
+    granted = [GrantedTile(len(media), tile) for tile in range(min(medium.plan.num_tiles, left))]
+    media.append(medium)
+    tiles.grant(granted)
 
 
 async def _read_grants(requests: Requests, tiles: TileStream, media: list[Medium]) -> None:

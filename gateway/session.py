@@ -46,8 +46,9 @@ class Session:
         assert not self.has_ended
         request_id = next(self._ids)
         self._answers[request_id] = answer
-        generate = pb.SessionGenerate(id=request_id, request=request, metadata=dict(metadata))
-        self._outbox.put_nowait(pb.SessionRequest(generate=generate))
+        message = pb.SessionRequest(generate=pb.SessionGenerate(id=request_id, metadata=dict(metadata)))
+        message.generate.request.CopyFrom(request)  # one copy of the pictures; a constructor makes several
+        self._outbox.put_nowait(message)
         return request_id
 
     def leave(self, request_id: int) -> None:

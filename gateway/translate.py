@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.conversation import Picture, Text, Turn
+from gateway.conversation import Text, Turn
 from gateway.errors import RequestError
 from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
 from gateway.model_info import ModelInfo
@@ -41,6 +41,8 @@ _PART_PARAMS = {
     ".image.tiling.min_tiles": ".image_url.min_dynamic_patch",
     ".image.tiling.max_tiles": ".image_url.max_dynamic_patch",
 }
+# More than a role, or than tiling options and tags with lengths, take in a message.
+MESSAGE_OVERHEAD_BYTES = 64
 _MESSAGE_FIELD = re.compile(r"messages\[(\d+)\](?:\.(\w+)(?:\[(\d+)\](.*))?)?")
 
 
@@ -54,26 +56,36 @@ def generate_request(
     """
     request = language_model_pb2.GenerateRequest(
         request_id=request_id,
-        messages=[_message(turn) for turn in turns],
         sampling=_sampling(chat),
         priority=chat.priority or 0,
         cache_salt=(chat.cache_salt or "").encode(),
     )
-    if request.ByteSize() > MAX_MESSAGE_BYTES:
+    most_bytes = request.ByteSize() + sum(map(_most_bytes, turns))
+    for turn in turns:
+        _fill(request.messages.add(role=turn.role), turn)
+    # In this order: protobuf serializes a message to tell its size.
+    if most_bytes > MAX_MESSAGE_BYTES and request.ByteSize() > MAX_MESSAGE_BYTES:
         message = f"The request is larger than {MAX_MESSAGE_BYTES} bytes once decoded."
         raise RequestError(message, code="request_too_large", status=413)
     return request
 
 
-def _message(turn: Turn) -> language_model_pb2.Message:
-    return language_model_pb2.Message(role=turn.role, parts=[_part(part) for part in turn.parts])
+def _most_bytes(turn: Turn) -> int:
+    """At least what the turn takes in a message; a character takes at most 4 bytes of UTF-8."""
+    sizes = (4 * len(part.text) if isinstance(part, Text) else len(part.data) for part in turn.parts)
+    return MESSAGE_OVERHEAD_BYTES + sum(MESSAGE_OVERHEAD_BYTES + size for size in sizes)
 
 
-def _part(part: Text | Picture) -> language_model_pb2.Part:
-    if isinstance(part, Text):
-        return language_model_pb2.Part(text=part.text)
-    tiling = encoder_pb2.TilingOptions(min_tiles=part.min_tiles, max_tiles=part.max_tiles)
-    return language_model_pb2.Part(image=language_model_pb2.Image(data=part.data, tiling=tiling))
+def _fill(message: language_model_pb2.Message, turn: Turn) -> None:
+    """In place: protobuf copies what it is given, at every level, and pictures are megabytes."""
+    for part in turn.parts:
+        added = message.parts.add()
+        if isinstance(part, Text):
+            added.text = part.text
+            continue
+        tiling = encoder_pb2.TilingOptions(min_tiles=part.min_tiles, max_tiles=part.max_tiles)
+        added.image.tiling.CopyFrom(tiling)
+        added.image.data = part.data
 
 
 def _sampling(chat: ChatCompletionRequest) -> language_model_pb2.SamplingParams:

@@ -23,6 +23,7 @@ from gateway.config import GatewayConfig
 from gateway.worker_pages import WorkerPages
 from gateway.workers import READY_LINE
 from protos.channel import ClientTlsConfig
+from protos.malloc import tune_malloc
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
         stream=sys.stderr,
     )
     threading.Thread(target=_follow_parent, daemon=True).start()
+    tune_malloc()
     config = _config(settings["config"])
     pages = WorkerPages(Path(settings["folder"]), settings["index"], config.gateway_workers)
     listener = socket.socket(fileno=settings["listener"])

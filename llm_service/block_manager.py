@@ -41,8 +41,8 @@ class BlockManager:
         missing = self.num_blocks_for(num_tokens) - len(sequence.block_table)
         if missing > len(self._free):
             return False
-        for _ in range(missing):
-            sequence.block_table.append(self._take_free_block())
+        if missing > 0:
+            sequence.block_table = sequence.block_table + [self._take_free_block() for _ in range(missing)]
         return True
 
     def free(self, sequence: Sequence) -> None:
@@ -51,7 +51,7 @@ class BlockManager:
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 self._free[block] = None
-        sequence.block_table.clear()
+        sequence.block_table = []
         sequence.num_published_blocks = 0
 
     def num_cached_tokens(self, sequence: Sequence) -> int:
@@ -61,11 +61,11 @@ class BlockManager:
     def attach_cached_prefix(self, sequence: Sequence) -> int:
         """Let the block table start with the cached prefix; returns its tokens."""
         assert not sequence.block_table and sequence.num_computed_tokens == 0
-        for block in self._cached_blocks(sequence):
+        sequence.block_table = self._cached_blocks(sequence)
+        for block in sequence.block_table:
             if self._ref_counts[block] == 0:
                 del self._free[block]
             self._ref_counts[block] += 1
-            sequence.block_table.append(block)
         sequence.num_published_blocks = len(sequence.block_table)
         return len(sequence.block_table) * self.block_size
 

@@ -13,23 +13,24 @@ from collections.abc import Mapping
 from collections.abc import Sequence as List
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from llm_service.messages import StepInput, TokenOutput, VisualRows
-from llm_service.sampler import SampledToken, SamplerRow
+from llm_service.sampler import SamplerRow
 from llm_service.scheduler import Schedule, Scheduler, TileGrant
-from llm_service.sequence import FinishReason, Sequence, SequenceGroup
+from llm_service.sequence import FinishReason, Sequence, SequenceGroup, SequenceStatus
 from llm_service.step_launcher import PendingStep, StepLauncher
 from llm_service.visual_store import VisualStore
 
 # A step of that many tokens takes tens of milliseconds.  A next one scheduled at its start would miss the
-# tiles and requests of all that time; the bubble of scheduling it at the end is a hundredth of it.
+# tiles of all that time.  Without pictures it misses new requests only, which would queue behind it anyway
+# when it is full, and behind one decode when it is not.
 MAX_OVERLAPPED_TOKENS = 1024
 
 
-@dataclass(frozen=True)
-class SequenceProgress:
+class SequenceProgress(NamedTuple):
     """What one step did for one sequence."""
 
     sequence: Sequence
@@ -143,27 +144,30 @@ class Engine:
         if not self._is_due:
             return StepResult([], [], has_computed=False)
         step = self._under_way.popleft()
-        tokens = dict(zip(step.row_of, step.pending.collect(), strict=True))
         # Those that ended while it ran have no use for another token.
-        sampled = {sequence: token for sequence, token in tokens.items() if not sequence.is_finished}
-        finished = self.scheduler.append({s: token.token_id for s, token in sampled.items()})
         progress = [
-            SequenceProgress(sequence, [_token_output(token)], self._scheduled_ns[sequence])
-            for sequence, token in sampled.items()
+            SequenceProgress(sequence, [token], self._scheduled_ns[sequence])
+            for sequence, token in zip(step.row_of, step.pending.collect(), strict=True)
+            if sequence.status is not SequenceStatus.FINISHED
         ]
+        finished = self.scheduler.append((sequence, tokens[0].token_id) for sequence, tokens, _ in progress)
         self._forget(finished)
         return StepResult(progress, self._release_grants(), has_computed=True)
 
     def _launch(self, schedule: Schedule) -> _StepUnderWay:
         now = time.monotonic_ns()
-        for sequence in schedule.num_new_tokens:
-            self._scheduled_ns.setdefault(sequence, now)
+        for sequence in schedule.num_new_tokens.keys() - self._scheduled_ns.keys():
+            self._scheduled_ns[sequence] = now
         row_of = self._under_way[-1].row_of if self._under_way else {}
         step = build_step_input(schedule, self._store, row_of)
         sampled = self.scheduler.advance(schedule)
-        rows = [self._row_of(sequence) for sequence in sampled]
-        short = schedule.num_tokens < MAX_OVERLAPPED_TOKENS
-        may_overlap = self._overlap and short and not any(row.needs_output for row in rows)
+        rows = [self._rows.get(sequence) or self._make_row(sequence) for sequence in sampled]
+        # A prompt that ends at a missing tile goes on with all that come while this runs, not with the first.
+        is_cut = len(sampled) < len(schedule.num_new_tokens)
+        is_short = schedule.num_tokens < MAX_OVERLAPPED_TOKENS and not is_cut
+        timely = is_short or not self.scheduler.has_pictures
+        waited_for = any(row.alters_logits and row.needs_output for row in rows)
+        may_overlap = self._overlap and timely and not waited_for
         return _StepUnderWay(
             pending=self._launcher.launch(step, rows),
             row_of={sequence: row for row, sequence in enumerate(sampled)},
@@ -180,22 +184,21 @@ class Engine:
         self._held_grants += [grant for grant in held if grant.slot in reading]
         return [grant for grant in held if grant.slot not in reading]
 
-    def _row_of(self, sequence: Sequence) -> SamplerRow:
+    def _make_row(self, sequence: Sequence) -> SamplerRow:
         """Made at the first token and kept through preemption, so that a seed's draws go on."""
-        if sequence not in self._rows:
-            group = sequence.group
-            generator = None
-            if group.params.seed is not None:
-                generator = torch.Generator(self._launcher.device)
-                generator.manual_seed(group.params.seed + sequence.index)
-            self._rows[sequence] = SamplerRow(
-                group.params,
-                group.text_token_ids() if group.params.repetition_penalty != 1.0 else (),
-                sequence.output_token_ids,
-                tuple(group.stop_token_ids),
-                generator,
-            )
-        return self._rows[sequence]
+        group = sequence.group
+        generator = None
+        if group.params.seed is not None:
+            generator = torch.Generator(self._launcher.device)
+            generator.manual_seed(group.params.seed + sequence.index)
+        row = self._rows[sequence] = SamplerRow(
+            group.params,
+            group.text_token_ids() if group.params.repetition_penalty != 1.0 else (),
+            sequence.output_token_ids,
+            tuple(group.stop_token_ids),
+            generator,
+        )
+        return row
 
     def _forget(self, sequences: List[Sequence]) -> None:
         for sequence in sequences:
@@ -215,21 +218,24 @@ def build_step_input(
     visual_rows: list[VisualRows] = []
     logits_positions: list[int] = []
     for sequence, count in schedule.num_new_tokens.items():
-        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + count
+        known, start = sequence.token_ids, sequence.num_computed_tokens
+        end = start + count
         if sequence.group.tiles:
             visual_rows += _visual_rows(sequence, start, end, len(token_ids), store)
-        token_ids += sequence.token_ids[start:end]
-        if end > len(sequence.token_ids):
-            assert row_of is not None and end == len(sequence.token_ids) + 1
+        if end > len(known):
+            assert row_of is not None and end == len(known) + 1
+            token_ids += known[start:]
             token_ids.append(-1 - row_of[sequence])
+        else:
+            token_ids += known[start:end]
         context_lens.append(end)
-        if end == sequence.num_tokens:
+        if end == len(known) + sequence.num_pending_tokens:
             logits_positions.append(len(token_ids) - 1)
     return StepInput(
         token_ids=token_ids,
         query_lens=list(schedule.num_new_tokens.values()),
         context_lens=context_lens,
-        block_tables=[list(sequence.block_table) for sequence in schedule.num_new_tokens],
+        block_tables=[sequence.block_table for sequence in schedule.num_new_tokens],
         visual_rows=visual_rows,
         logits_positions=logits_positions,
     )
@@ -246,7 +252,3 @@ def _visual_rows(
         num_rows = min(end, tile.end) - first
         rows.append(VisualRows(batch_position + first - start, slot, first - tile.offset, num_rows))
     return rows
-
-
-def _token_output(token: SampledToken) -> TokenOutput:
-    return TokenOutput(token.token_id, token.logprob, token.top or [])

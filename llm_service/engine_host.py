@@ -237,12 +237,17 @@ class EngineHost:
         self._engine.scheduler.reset_prefix_cache()
 
     def _publish(self, result: StepResult) -> None:
+        if not (result.progress or result.grants):
+            return
         outputs: dict[_FrontEnd, list[SequenceOutput]] = {}
         grants: dict[_FrontEnd, list[SlotGrant]] = {}
         for progress in result.progress:
-            group_id = progress.sequence.group.group_id
-            origin = self._origins[group_id]
-            outputs.setdefault(origin.front_end, []).append(_output(origin.request_id, progress))
+            origin = self._origins[progress.sequence.group.group_id]
+            output = _output(origin.request_id, progress)
+            if origin.front_end in outputs:
+                outputs[origin.front_end].append(output)
+            else:
+                outputs[origin.front_end] = [output]
         for grant in result.grants:
             origin = self._origins[grant.group_id]
             slot_grant = SlotGrant(origin.request_id, grant.tile_index, grant.slot)
@@ -289,12 +294,13 @@ def _group(group_id: int, message: AddRequest) -> SequenceGroup:
 
 
 def _output(request_id: int, progress: SequenceProgress) -> SequenceOutput:
-    sequence = progress.sequence
+    sequence, tokens, scheduled_ns = progress
+    reason = sequence.finish_reason
     return SequenceOutput(
-        request_id=request_id,
-        index=sequence.index,
-        tokens=progress.tokens,
-        finish_reason=sequence.finish_reason.value if sequence.finish_reason else None,
-        num_cached_tokens=sequence.num_cached_tokens,
-        scheduled_ns=progress.scheduled_ns,
+        request_id,
+        sequence.index,
+        tokens,
+        reason and reason.value,
+        sequence.num_cached_tokens,
+        scheduled_ns,
     )

@@ -160,10 +160,10 @@ def _load_host(settings: EngineSettings, checkpoint: Checkpoint, listener: Engin
     if ranks is not None:
         setup = RankSetup(capacity.num_blocks, capacity.num_slots, capacity.slot_tokens)
         ranks.send_setup(setup, memory.fd)
+    launcher = _launcher(rank, capacity, memory, ranks)
     # What is here stays: collections that went through it would hold up steps for tenths of a second.
     gc.collect()
     gc.freeze()
-    launcher = _launcher(rank, capacity, memory, ranks)
     overlap = isinstance(launcher, CudaLauncher)
     engine = build_engine(rank.config, capacity, rank.backend.block_size, launcher, overlap)
     ready = _ready(rank, capacity, checkpoint)

@@ -249,12 +249,8 @@ class Generation:
 
     async def _prompt_input(self) -> PromptInput:
         request, prompts = self._request, self._backends.prompts
-        text = await self._text()  # refuses a bad conversation before an encoder is bothered
-        pictures: list[Picture] = []
-        layouts: list[PictureLayout] = []
-        if request.images:
-            pictures = await self._pictures()
-            layouts = await self._layout(pictures)
+        text, pictures = await self._text_and_pictures()
+        layouts = await self._layout(pictures) if pictures else []
         # No await from here to `submit`: the encoder's errors go to the engine request.
         prompt = text.expand([layout.num_tokens for layout in layouts])
         self._clock.laid_out_ns = time.monotonic_ns()
@@ -269,6 +265,18 @@ class Generation:
             priority=request.priority,
             cache_salt=request.cache_salt,
         )
+
+    async def _text_and_pictures(self) -> tuple[PromptLayout, list[Picture]]:
+        """At the same time; the text refuses a bad conversation before an encoder is bothered."""
+        if not self._request.images:
+            return await self._text(), []
+        hashing = asyncio.create_task(self._pictures())
+        try:
+            text = await self._text()
+            return text, await hashing
+        finally:
+            hashing.cancel()
+            await asyncio.gather(hashing, return_exceptions=True)
 
     async def _text(self) -> PromptLayout:
         prompts = self._backends.prompts

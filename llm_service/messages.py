@@ -64,13 +64,13 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     language_digest: bytes  # of the checkpoint it serves, see protos.fingerprint
 
 
-class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     token_id: int
-    logprob: float | None
-    top: list[tuple[int, float]]  # best first
+    logprob: float | None = None
+    top: list[tuple[int, float]] = []  # best first
 
 
-class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
+class SequenceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     request_id: int
     index: int  # choice
     tokens: list[TokenOutput]

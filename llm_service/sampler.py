@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import torch
 
+from llm_service.messages import TokenOutput
 from llm_service.sampling_params import SamplingParams
 
 LOGPROB_FLOOR = -9999.0  # JSON has no -inf
@@ -21,15 +21,11 @@ NUCLEUS_WIDTH = 1024  # candidates looked at first for top_p; sorting a whole vo
 MAX_SORTED_ROWS = 32  # whole vocabularies sorted at a time: a row takes up to 10 MB of the device
 
 
-class SampledToken(msgspec.Struct, frozen=True):
+class SampledToken(TokenOutput, frozen=True, gc=False):
     """`logprob` and `top` are of the unprocessed logits; None and empty unless asked for.
 
     `top` holds exactly the k likeliest (token id, logprob), likeliest first.
     """
-
-    token_id: int
-    logprob: float | None = None
-    top: list[tuple[int, float]] = []
 
 
 class SamplerRow:

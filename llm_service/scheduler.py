@@ -8,8 +8,10 @@ its first visual token that has not arrived, and no further.  Knows neither tens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 
 from llm_service.block_manager import BlockManager
 from llm_service.sequence import (
@@ -61,14 +63,6 @@ class Schedule:
     def discard(self, sequence: Sequence) -> None:
         self.num_tokens -= self.num_new_tokens.pop(sequence, 0)
 
-    def sampled(self) -> list[Sequence]:
-        """Sequences whose newest token is computed in this step, in batch order."""
-        return [
-            sequence
-            for sequence, count in self.num_new_tokens.items()
-            if sequence.num_computed_tokens + count == sequence.num_tokens
-        ]
-
 
 class Scheduler:
     def __init__(self, config: SchedulerConfig, blocks: BlockManager, store: VisualStore) -> None:
@@ -83,6 +77,8 @@ class Scheduler:
     def add(self, group: SequenceGroup) -> None:
         """The caller has checked that prompt and max_tokens fit into max_model_len."""
         group.sequences = [Sequence(group, index) for index in range(group.params.n)]
+        for sequence in group.sequences:
+            sequence.max_num_tokens = min(sequence.max_num_tokens, self._config.max_model_len)
         self.groups[group.group_id] = group
         self.waiting.extend(group.sequences)
 
@@ -107,10 +103,8 @@ class Scheduler:
         # First, while nothing is being read yet: the oldest can then take any slot that is not its own.
         schedule = Schedule(grants=list(self._grant_tiles()))
         budget = self._config.max_num_batched_tokens
-        self.running.sort(key=lambda sequence: sequence.rank)
-        decodes = [sequence for sequence in self.running if sequence.is_decoding]
-        prefills = [sequence for sequence in self.running if not sequence.is_decoding]
-        for sequence in decodes + prefills:
+        self.running.sort(key=attrgetter("rank"))
+        for sequence in self._schedule_decodes(schedule, budget):
             if sequence.status is SequenceStatus.RUNNING:  # an older one may have preempted it meanwhile
                 self._schedule_running(sequence, schedule, budget)
         self._admit(schedule, budget)
@@ -122,27 +116,33 @@ class Scheduler:
         Returns the sequences that it samples for, in batch order.  A next step may be scheduled before
         `append`; more than one step ahead it may not.
         """
-        sampled = schedule.sampled()
+        sampled = []
+        block_size = self._blocks.block_size
         for sequence, count in schedule.num_new_tokens.items():
-            sequence.num_computed_tokens += count
-            self._blocks.publish(sequence)
-        for sequence in sampled:
-            sequence.num_pending_tokens += 1
+            sequence.num_computed_tokens = computed = sequence.num_computed_tokens + count
+            if count > 1 or computed % block_size == 0:  # else no block has become full
+                self._blocks.publish(sequence)
+            if computed == len(sequence.token_ids) + sequence.num_pending_tokens:
+                sequence.num_pending_tokens += 1
+                sampled.append(sequence)
         return sampled
 
-    def append(self, sampled: Mapping[Sequence, int]) -> list[Sequence]:
+    def append(self, sampled: Iterable[tuple[Sequence, int]]) -> list[Sequence]:
         """A step has ended: its pending tokens are known; returns the sequences that finished with theirs.
 
-        Tokens of those that had ended before are dropped.
+        None of them has ended before.
         """
         finished = []
-        for sequence, token_id in sampled.items():
-            if sequence.is_finished:
-                continue
+        block_size = self._blocks.block_size
+        for sequence, token_id in sampled:
             sequence.num_pending_tokens -= 1
             sequence.append(token_id)
-            self._blocks.publish(sequence)
-            reason = self._finish_reason(sequence, token_id)
+            num_known = len(sequence.token_ids)
+            if num_known % block_size == 0:  # else no block has become full
+                self._blocks.publish(sequence)
+            if num_known < sequence.max_num_tokens and token_id not in sequence.group.stop_token_ids:
+                continue
+            reason = _finish_reason(sequence, token_id)
             if reason is not None:
                 self.finish(sequence, reason)
                 finished.append(sequence)
@@ -163,6 +163,10 @@ class Scheduler:
             del self.groups[sequence.group.group_id]
 
     @property
+    def has_pictures(self) -> bool:
+        return any(sequence.group.tiles for sequence in chain(self.running, self.waiting))
+
+    @property
     def num_free_blocks(self) -> int:
         return self._blocks.num_free_blocks
 
@@ -175,8 +179,29 @@ class Scheduler:
         assert not any(sequence.block_table for sequence in self.waiting)
         self._store.check(set(self.groups))
 
+    def _schedule_decodes(self, schedule: Schedule, budget: int) -> list[Sequence]:
+        """Schedule what decodes; returns the others.
+
+        Runs for every sequence in every step, so what `_schedule_running` would find out is read off here
+        for those that have room in their last block: nothing of a decode waits for tiles.
+        """
+        others = []
+        most = min(budget, self._config.max_num_seqs)
+        block_size = self._blocks.block_size
+        for sequence in list(self.running):
+            computed = sequence.num_computed_tokens
+            num_tokens = len(sequence.token_ids) + sequence.num_pending_tokens
+            if num_tokens != computed + 1 or num_tokens <= sequence.num_prompt_tokens:
+                others.append(sequence)
+            elif computed >= len(sequence.block_table) * block_size or schedule.num_tokens >= most:
+                self._schedule_running(sequence, schedule, budget)
+            elif not sequence.num_pending_tokens or num_tokens < sequence.max_num_tokens:
+                schedule.num_new_tokens[sequence] = 1
+                schedule.num_tokens += 1
+        return others
+
     def _schedule_running(self, sequence: Sequence, schedule: Schedule, budget: int) -> None:
-        if self._will_end(sequence):
+        if _will_end(sequence):
             return
         count = self._chunk(sequence, budget - schedule.num_tokens)
         if count == 0 or self._is_full(schedule):
@@ -189,12 +214,12 @@ class Scheduler:
         schedule.add(sequence, count)
 
     def _admit(self, schedule: Schedule, budget: int) -> None:
-        self.waiting.sort(key=lambda sequence: sequence.rank)
+        self.waiting.sort(key=attrgetter("rank"))
         for sequence in list(self.waiting):
             left = budget - schedule.num_tokens
             if left <= 0 or self._is_full(schedule):
                 return
-            if self._waits_for_sibling(sequence) or self._will_end(sequence):
+            if self._waits_for_sibling(sequence) or _will_end(sequence):
                 continue
             if not self._admit_one(sequence, schedule, left):
                 return
@@ -270,23 +295,6 @@ class Scheduler:
         self.waiting.append(victim)
         self.num_preemptions += 1
 
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
-        group = sequence.group
-        num_known = len(sequence.output_token_ids)
-        if token_id in group.stop_token_ids and num_known > group.params.min_tokens:
-            return FinishReason.STOP
-        full = len(sequence.token_ids) >= self._config.max_model_len
-        if full or num_known >= group.max_tokens:
-            return FinishReason.LENGTH
-        return None
-
-    def _will_end(self, sequence: Sequence) -> bool:
-        """Its pending token is its last, whatever that turns out to be."""
-        if not sequence.num_pending_tokens:
-            return False
-        full = sequence.num_tokens >= self._config.max_model_len
-        return full or sequence.num_output_tokens >= sequence.group.max_tokens
-
     def _grant_tiles(self) -> Iterator[TileGrant]:
         """Grants follow the queue: the oldest sequence that misses a tile can always obtain a slot."""
         for sequence in self._readers():
@@ -334,3 +342,15 @@ class Scheduler:
             return need if need > own_need else None
 
         return self._store.evict_least_needed(penalty)
+
+
+def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
+    group = sequence.group
+    if token_id in group.stop_token_ids and len(sequence.output_token_ids) > group.params.min_tokens:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(sequence.token_ids) >= sequence.max_num_tokens else None
+
+
+def _will_end(sequence: Sequence) -> bool:
+    """Its pending token is its last, whatever that turns out to be."""
+    return sequence.num_pending_tokens > 0 and sequence.num_tokens >= sequence.max_num_tokens

@@ -80,6 +80,8 @@ class Sequence:
         self.rank = (group.rank.priority, group.rank.arrival, index)
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
+        self.num_prompt_tokens = len(group.prompt_token_ids)
+        self.max_num_tokens = self.num_prompt_tokens + group.max_tokens  # the context may be shorter
         self.token_ids = list(group.prompt_token_ids)
         self.output_token_ids: list[int] = []
         # Tokens that steps under way are sampling; they come behind `token_ids`.
@@ -87,6 +89,7 @@ class Sequence:
         # Tokens whose keys and values are in the cache, or will be when the steps under way have ended.
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, read from the prefix cache at first admission
+        # Replaced, never changed in place: steps under way hold it without a copy.
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of full blocks of token_ids, as far as they were needed
         self.num_published_blocks = 0  # of the block table, from its start

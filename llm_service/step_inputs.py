@@ -131,9 +131,8 @@ class DecodeInputs:
 
     def _update_tables(self, tables: list[list[int]]) -> int:
         """Write what differs from the last step's tables; returns the longest one's length."""
-        for row, table in enumerate(tables):
-            before = self._table_of_row[row]
-            if table != before:
+        for row, (table, before) in enumerate(zip(tables, self._table_of_row, strict=False)):
+            if table is not before and table != before:
                 same = len(before) if table[: len(before)] == before else 0
                 self._tables[row, same : len(table)] = table[same:]
                 self._table_of_row[row] = table

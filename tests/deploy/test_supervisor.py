@@ -97,6 +97,17 @@ async def test_joining_parts_start_behind_the_language_model_and_stop_before_it(
     assert stopped == ["gateway", "llm", "encoder"]
 
 
+async def test_in_turn_the_language_model_waits_for_the_encoder(log: Path) -> None:
+    encoder, llm, gateway = (
+        Part(name, (name, *more)) for name, *more in (("encoder", "dies early"), ("llm",), ("gateway",))
+    )
+    supervisor = Supervisor(encoder, llm, gateway, Progress(io.StringIO()), 5.0, SCRIPTED, in_turn=True)
+    with pytest.raises(PartFailed, match="encoder ended"):
+        await supervisor.start()
+    await supervisor.stop()
+    assert "encoder started" in log.read_text() and "llm started" not in log.read_text()
+
+
 async def test_a_part_that_dies_while_starting_fails_the_start_with_its_last_lines(log: Path) -> None:
     supervisor = supervisor_of(io.StringIO(), llm="dies early")
     with pytest.raises(PartFailed) as failed:

@@ -215,6 +215,35 @@ class TestTiles:
         order = [(medium, tile) for medium in range(2) for tile in range(NUM_TILES)]
         assert answer.tiles == order[:expected]
 
+    async def test_of_the_initial_credit_are_encoded_while_the_next_picture_is_uploaded(
+        self, checkpoint: Path
+    ) -> None:
+        vision = ScriptedVision()
+        async with serving(checkpoint, vision) as service:
+            call = service.stub.Encode()
+            await send(call, opening([PICTURE, LONG_PICTURE], initial_credit=14), chunk(0, PICTURE))
+            await until(lambda: sum(vision.batches) == NUM_TILES)
+            for start_at in (0, MAX_CHUNK_BYTES):
+                await send(call, chunk(1, LONG_PICTURE[start_at : start_at + MAX_CHUNK_BYTES]))
+            assert len((await read_layout(call)).media) == 2
+            answer = await finish(call)
+            assert answer.tiles == [*((0, tile) for tile in range(NUM_TILES)), (1, 0)]
+
+    async def test_that_are_under_way_are_dropped_when_a_later_picture_is_refused(
+        self, service: Service
+    ) -> None:
+        call = await start(service, [PICTURE, b"no picture"], initial_credit=NUM_TILES)
+        error = await refusal(call)
+        assert isinstance(error, InvalidRequest) and error.field == "media[1].data"
+        await service.until_idle()
+        await works(service)
+
+    async def test_the_first_refused_picture_is_named_whichever_is_found_first(
+        self, service: Service
+    ) -> None:
+        error = await refusal(await start(service, [PICTURE, b"no picture", b"nor this"]))
+        assert isinstance(error, InvalidRequest) and error.field == "media[1].data"
+
     async def test_can_be_granted_before_the_layout_is_read(self, service: Service) -> None:
         call = await start(service, [PICTURE])
         await send(call, ALL)

@@ -137,6 +137,8 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
             raise
         except ServingError as error:
             outbox.put_nowait(pb.SessionEvent(id=generate.id, failure=error_to_failure(error)))
+        except Exception:
+            outbox.put_nowait(None)  # as if the process had died
 
     async def GetModel(
         self, request: pb.GetLanguageModelRequest, context: grpc.aio.ServicerContext[Any, Any]

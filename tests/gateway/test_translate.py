@@ -99,6 +99,19 @@ def test_a_request_beyond_one_message_is_too_large() -> None:
     assert (caught.value.status, caught.value.error_code) == (413, "request_too_large")
 
 
+@pytest.mark.parametrize("text", ["a", "\u20ac"])
+def test_a_request_as_large_as_one_message_is_not_too_large(text: str) -> None:
+    def turns(num_bytes: int) -> tuple[Turn, ...]:
+        texts = (Text(text, PLACE), Picture(bytes(num_bytes), PLACE, PLACE))
+        return (Turn("user", texts),)
+
+    num_left = MAX_MESSAGE_BYTES - generate_request(_chat(), turns(MAX_MESSAGE_BYTES // 2), "id").ByteSize()
+    largest = MAX_MESSAGE_BYTES // 2 + num_left
+    assert generate_request(_chat(), turns(largest), "id").ByteSize() == MAX_MESSAGE_BYTES
+    with pytest.raises(RequestError, match="larger"):
+        generate_request(_chat(), turns(largest + 1), "id")
+
+
 @pytest.mark.parametrize(
     ("field", "param"),
     [

@@ -169,9 +169,42 @@ class TestOverlap:
 
     def test_long_steps_are_waited_for_so_that_the_next_one_misses_nothing(self):
         world = World(overlap=True, num_blocks=1024, budget=4096)
-        world.add([MAX_OVERLAPPED_TOKENS], max_tokens=1)
-        late = world.add([1], max_tokens=1)
-        assert len(world.engine.step().progress) == 2 and late.is_finished
+        world.add([MAX_OVERLAPPED_TOKENS], max_tokens=2)
+        world.add([Tile("a"), 1], max_tokens=1)
+        assert len(world.engine.step().progress) == 1, "a tile could come while it runs"
+
+    def test_a_prompt_that_waits_for_tiles_goes_on_with_all_that_came_during_the_step(self):
+        world = World(overlap=True)
+        group = world.add([2, Tile("a"), Tile("b"), Tile("c"), Tile("d"), 1], max_tokens=2)
+        world.step()
+        chunks = []
+        for arrived in ([0], [1, 2], [3]):
+            for tile_index in arrived:
+                world.deliver_tile(group, tile_index)
+            chunks.append(list(world.step().values()))
+            if arrived != [3]:
+                assert world.late_launcher.most_under_way == 1
+        num_tokens = [tile.num_tokens for tile in group.tiles]
+        assert chunks == [[num_tokens[0]], [num_tokens[1] + num_tokens[2]], [num_tokens[3] + 1]]
+        world.finish()
+        assert world.late_launcher.most_under_way == 2, "decodes still overlap"
+
+    def test_behind_a_chunk_that_misses_a_tile_nothing_is_launched_before_it_ends(self):
+        world = World(overlap=True)
+        group = world.add([2, Tile("a"), Tile("b"), 1], max_tokens=2)
+        assert world.engine.step().has_computed
+        assert not world.late_launcher.under_way, "it was not left running"
+        assert group.sequences[0].num_computed_tokens == 2
+
+    def test_long_steps_without_pictures_are_not_waited_for(self):
+        texts = []
+        for overlap in (False, True):
+            world = World(overlap=overlap, num_blocks=1024, budget=MAX_OVERLAPPED_TOKENS)
+            groups = [world.add([MAX_OVERLAPPED_TOKENS], max_tokens=2) for _ in range(2)]
+            assert len(world.engine.step().progress) == (0 if overlap else 1)
+            world.finish()
+            texts.append([outputs(group) for group in groups])
+        assert texts[0] == texts[1] and world.late_launcher.most_under_way == 2
 
     def test_a_slot_that_a_running_step_reads_is_not_granted_before_it_has_ended(self):
         world = World(overlap=True, num_slots=1)

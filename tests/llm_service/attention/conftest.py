@@ -1,8 +1,6 @@
-"""Without a GPU, Triton kernels run in its interpreter, which must be chosen before Triton is imported."""
+"""Kernels run on a GPU, or in Triton's interpreter, which must be chosen before Triton is imported and so
+has a process of its own (test_base.py starts it)."""
 
 import os
 
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
