@@ -13,10 +13,15 @@ from llm_service.model.rope import RotaryTable
 Rotation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # table of cosines, of sines, positions
 
 
+# Measured on an H200, a step of 28 layers with and without overlap: 3.5 and 3.6 ms at 1 row, 4.2 and 4.2 at
+# 64, 7.3 and 6.8 at 256, where a kernel that waits takes multiprocessors from the one it waits for.
+MAX_OVERLAPPED_ROWS = 64
+
+
 class TritonOps:
     """For one device and one stream at a time: split products share counters.
 
-    With `overlap`, each kernel may start while the one before it still runs and waits only before it reads
+    With `overlap`, a kernel on few rows may start while the one before it still runs and waits before it reads
     that one's output (programmatic dependent launch; Hopper and newer). Weights are read before that wait:
     whatever wrote them must have ended.
     """
@@ -33,17 +38,17 @@ class TritonOps:
 
     def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """See Ops.rms_norm."""
-        return rms_norm(hidden, weight, eps, self._launch)
+        return rms_norm(hidden, weight, eps, self._launch_for(hidden))
 
     def add_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See Ops.add_rms_norm."""
-        return add_rms_norm(hidden, residual, weight, eps, self._launch)
+        return add_rms_norm(hidden, residual, weight, eps, self._launch_for(hidden))
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See Ops.silu_mul."""
-        return silu_mul(gate_up, self._launch)
+        return silu_mul(gate_up, self._launch_for(gate_up))
 
     def rotation(self, table: RotaryTable, positions: torch.Tensor) -> Rotation:
         """The whole tables: the kernel looks the positions up."""
@@ -61,9 +66,12 @@ class TritonOps:
         """See Ops.rotate_and_cache; a negative slot is not written."""
         cos, sin, positions = rotation
         return rotate_and_cache(
-            qkv, positions, cos, sin, norm, eps, cache.key, cache.value, slots, self._launch
+            qkv, positions, cos, sin, norm, eps, cache.key, cache.value, slots, self._launch_for(qkv)
         )
 
     def argmax(self, logits: torch.Tensor) -> torch.Tensor:
         """See Ops.argmax."""
         return argmax(logits)
+
+    def _launch_for(self, rows: torch.Tensor) -> dict[str, bool] | None:
+        return self._launch if len(rows) <= MAX_OVERLAPPED_ROWS else None
