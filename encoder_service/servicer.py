@@ -136,7 +136,9 @@ class EncoderServicer:
                     if grants is not None:
                         grants.cancel()
                     await tiles.close()
-                metrics.observe(tiles.timings)
+                    # Here, for a caller that has its tiles may be gone before it has heard that this is all.
+                    if tiles.timings.encode_ns:
+                        metrics.observe(tiles.timings)
                 yield _done(tiles, time.monotonic_ns() - start)
         finally:
             self._streams_open -= 1

@@ -21,7 +21,7 @@ MAX_OVERLAPPED_ROWS = 64
 class TritonOps:
     """For one device and one stream at a time: split products share counters.
 
-    With `overlap`, a kernel on few rows may start while the one before it still runs and waits before it reads
+    With `overlap`, a kernel on few rows may start while the one before still runs; it waits before it reads
     that one's output (programmatic dependent launch; Hopper and newer). Weights are read before that wait:
     whatever wrote them must have ended.
     """
