@@ -61,10 +61,7 @@ INTERNVIT_300M_QWEN3_600M = CheckpointShape(
 TOKENIZER_SIZE = 768
 
 # Ids in this order behind the words, as Qwen's tokenizers and InternVL's additions have them.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
+INTERNVL_TOKENS = (
     "<img>",
     "</img>",
     "<IMG_CONTEXT>",
@@ -75,6 +72,7 @@ SPECIAL_TOKENS = (
     "<box>",
     "</box>",
 )
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *INTERNVL_TOKENS)
 # What the byte-level BPE learns its merges from: noise made of words is easier to look at.
 TEXT = (
     "The picture shows a small street with a cafe, a red door and a blue bicycle near the window. "

@@ -7,9 +7,10 @@ with the facts of the folder that the peers were measured with; the weights are 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from deploy.random_checkpoint import INTERNVL_TOKENS, write_json
 
 IMAGE_SIZE = 448
 TOKENS_PER_TILE = 256
@@ -38,15 +39,7 @@ SPECIAL_TOKENS = (
     "<|fim_pad|>",
     "<|repo_name|>",
     "<|file_sep|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<quad>",
-    "</quad>",
-    "<ref>",
-    "</ref>",
-    "<box>",
-    "</box>",
+    *INTERNVL_TOKENS,
 )
 LANGUAGE_MODEL: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -97,9 +90,9 @@ CHAT_TEMPLATE = (
 def write_internvl3_8b(folder: Path) -> Path:
     """Write the model folder (made if missing)."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", _config())
-    _write_json(folder / "preprocessor_config.json", _preprocessor())
-    _write_json(folder / "generation_config.json", {"bos_token_id": 151643, "eos_token_id": 151645})
+    write_json(folder / "config.json", _config())
+    write_json(folder / "preprocessor_config.json", _preprocessor())
+    write_json(folder / "generation_config.json", {"bos_token_id": 151643, "eos_token_id": 151645})
     _write_tokenizer(folder)
     return folder
 
@@ -151,7 +144,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -165,7 +158,3 @@ def _write_tokenizer(folder: Path) -> None:
             "chat_template": CHAT_TEMPLATE,
         },
     )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from deploy.demo_training.canvas import patches
 from deploy.demo_training.colors import COLOR_RANGES, RGB, ColorRange
 from deploy.demo_training.sample import COLORS
 
@@ -46,7 +47,4 @@ def _blend(rng: random.Random, size: tuple[int, int]) -> Image.Image:
         turn = rng.choice((None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180))
         slope = Image.linear_gradient("L")
         return (slope if turn is None else slope.transpose(turn)).resize(size, Image.Resampling.NEAREST)
-    cells = (rng.randint(3, 24), rng.randint(3, 24))
-    # Pillow's effect_noise draws from the C library's own state, which no seed of ours reaches.
-    noise = Image.frombytes("L", cells, rng.randbytes(cells[0] * cells[1]))
-    return noise.resize(size, Image.Resampling.BILINEAR)
+    return patches(rng, size, fewest=3)

@@ -69,9 +69,15 @@ def gradient(rng: random.Random, size: tuple[int, int], first: RGB, last: RGB) -
 
 def texture(rng: random.Random, size: tuple[int, int], first: RGB, last: RGB) -> Image.Image:
     """Soft random patches between two colours."""
-    cells = rng.randint(4, 24), rng.randint(4, 24)
+    return _colored(patches(rng, size, fewest=4), first, last)
+
+
+def patches(rng: random.Random, size: tuple[int, int], fewest: int) -> Image.Image:
+    """Soft random grey, "L": at least so many patches across and down."""
+    cells = rng.randint(fewest, 24), rng.randint(fewest, 24)
+    # Pillow's effect_noise draws from the C library's own state, which no seed of ours reaches.
     seed = Image.frombytes("L", cells, rng.randbytes(cells[0] * cells[1]))
-    return _colored(seed.resize(size, Image.Resampling.BILINEAR), first, last)
+    return seed.resize(size, Image.Resampling.BILINEAR)
 
 
 def near(rng: random.Random, color: RGB, spread: int) -> RGB:

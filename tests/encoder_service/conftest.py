@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration, Qwen2Config
 
 from protos.checkpoint import Checkpoint, open_checkpoint
-from tests.encoder_service.interpreted import INTERPRETED, KERNEL_TESTS
+from tests.encoder_service.kernel_tests import KERNEL_TESTS
+from tests.interpreter import CAN_RUN_KERNELS
 
 IMAGE_SIZE = 56
 KINDS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,7 @@ ORIGINAL_NAMES = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available() or INTERPRETED:
+    if CAN_RUN_KERNELS:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; test_vision.py runs it in Triton's interpreter")
     for item in items:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from encoder_service.gpu_tiling import GpuTiler
 from encoder_service.tiling import TileCutter, TilePlan, TilingOptions, plan_tiles
-from tests.encoder_service.interpreted import DEVICE
+from tests.interpreter import DEVICE
 
 
 def random_picture(width: int, height: int) -> Image.Image:

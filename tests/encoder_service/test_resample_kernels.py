@@ -11,7 +11,7 @@ from PIL import Image
 
 from encoder_service.resample_kernels import resample_into_tiles
 from encoder_service.resampling import bicubic_weights
-from tests.encoder_service.interpreted import DEVICE
+from tests.interpreter import DEVICE
 
 SIDE = 8
 

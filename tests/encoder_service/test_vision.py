@@ -1,11 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -18,7 +12,8 @@ from tests.encoder_service.conftest import (
     hf_config,
     hf_tensors,
 )
-from tests.encoder_service.interpreted import INTERPRETED, KERNEL_TESTS
+from tests.encoder_service.kernel_tests import KERNEL_TESTS
+from tests.interpreter import run_in_interpreter, starts_interpreter
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -159,11 +154,6 @@ def test_a_gpu_gives_the_cpus_embeds_on_the_host(references, write_checkpoint, k
     assert torch.cosine_similarity(exact.flatten(), rounded.float().flatten(), dim=0) > 0.999
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="its tests run in this process")
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@starts_interpreter
 def test_what_runs_on_a_gpu_passes_its_tests_in_tritons_interpreter() -> None:
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", *KERNEL_TESTS]
-    finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout
+    run_in_interpreter(*KERNEL_TESTS)

@@ -13,7 +13,7 @@ from encoder_service.model.fused_kernels import (
 )
 from encoder_service.model.internvit import RMSNorm
 from encoder_service.tiling import normalize
-from tests.encoder_service.interpreted import DEVICE
+from tests.interpreter import DEVICE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DTYPES = (torch.float32, torch.bfloat16)

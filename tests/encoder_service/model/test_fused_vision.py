@@ -8,7 +8,7 @@ import torch
 from encoder_service.model.fused_vision import FusedVision
 from encoder_service.vision import VisionEncoder, normalized_values
 from tests.encoder_service.conftest import KINDS, hf_config, hf_tensors
-from tests.encoder_service.interpreted import DEVICE, INTERPRETED
+from tests.interpreter import DEVICE, INTERPRETED
 
 
 def random_tiles(num_tiles: int, side: int = 56) -> torch.Tensor:

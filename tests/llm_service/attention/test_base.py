@@ -1,17 +1,13 @@
 """The choice of an attention backend."""
 
 import logging
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 from llm_service.attention.base import select_backend
-from tests.llm_service.attention.conftest import INTERPRETED
+from tests.interpreter import run_in_interpreter, starts_interpreter
 
 CPU = torch.device("cpu")
 
@@ -42,13 +38,6 @@ def test_cuda_gets_the_backend_with_graphs(caplog):
     assert "cuda (the fastest on cuda)" in caplog.text
 
 
-@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels' tests run here themselves")
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@starts_interpreter
 def test_the_cuda_backend_is_right_in_tritons_interpreter():
-    file = Path(__file__).with_name("test_cuda.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", str(file)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    finished = subprocess.run(
-        command, cwd=file.parents[3], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-5000:]
+    run_in_interpreter(Path(__file__).with_name("test_cuda.py"))

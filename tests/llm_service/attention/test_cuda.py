@@ -13,7 +13,7 @@ from llm_service.attention.cuda import CudaBackend
 from llm_service.attention.sdpa import SdpaBackend
 from llm_service.attention.triton_decode import MAX_SPLITS, split_plan
 from llm_service.attention.triton_prefill import TILE_FIELDS, cut_tiles
-from tests.llm_service.attention.conftest import INTERPRETED
+from tests.interpreter import INTERPRETED
 from tests.llm_service.attention.steps import BLOCK_SIZE, CPU, MIXES, Step
 
 # On a GPU fp32 is multiplied as three tf32 products.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from tests.interpreter import INTERPRETED
+
 # The interpreter cuts bfloat16 off where the device rounds to nearest, and has no bfloat16 matrix product.
-CUTS_BFLOAT16 = os.environ.get("TRITON_INTERPRET") == "1"
+CUTS_BFLOAT16 = INTERPRETED
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPSILON = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 

@@ -3,18 +3,18 @@ imported and so has a process of its own (test_ops.py starts it)."""
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from tests.interpreter import CAN_RUN_KERNELS, DEVICE
+
 KERNEL_TESTS = ("test_linear_small", "test_fused", "test_argmax", "test_triton_ops")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available() or INTERPRETED:
+    if CAN_RUN_KERNELS:
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; test_ops.py runs it in Triton's interpreter")
     for item in items:
@@ -29,4 +29,4 @@ def pytest_ignore_collect(collection_path) -> bool | None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    return torch.device("cpu" if INTERPRETED else "cuda")
+    return DEVICE

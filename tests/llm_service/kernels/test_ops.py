@@ -1,18 +1,15 @@
 """PyTorch's operators are chosen for the CPU, and Triton's agree with them in Triton's interpreter."""
 
-import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import torch
 
 from llm_service.kernels.ops import TORCH_OPS, select_ops
 from llm_service.kv_cache import LayerCache
 from llm_service.model.rope import RopeConfig, RotaryTable
-from tests.llm_service.kernels.conftest import INTERPRETED
+from tests.interpreter import run_in_interpreter, starts_interpreter
 
 FOLDER = Path(__file__).parent
 
@@ -26,15 +23,9 @@ def test_the_cpu_computes_with_pytorch_and_never_imports_the_kernels():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parents[2])
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="the kernels' tests run here themselves")
+@starts_interpreter
 def test_the_kernels_agree_with_pytorch_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", str(FOLDER)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    finished = subprocess.run(
-        command, cwd=FOLDER.parents[2], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-5000:]
+    run_in_interpreter(FOLDER)
 
 
 def test_keys_are_rotated_and_stored_and_values_stored_as_they_are():
