@@ -86,6 +86,7 @@ class PacedRunner(FakeRunner):
     def __init__(self, memory: VisualMemory, block_size: int) -> None:
         super().__init__(memory, block_size)
         self.failure: Exception | None = None
+        self.is_held = threading.Event()  # a step has begun and waits to be allowed
         self._permits = threading.Semaphore(0)
         self._is_paced = False
 
@@ -102,6 +103,7 @@ class PacedRunner(FakeRunner):
 
     def forward(self, step: StepInput) -> torch.Tensor:
         if self._is_paced:
+            self.is_held.set()
             self._permits.acquire()
         if self.failure is not None:
             raise self.failure

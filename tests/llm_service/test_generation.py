@@ -378,14 +378,15 @@ class TestRefusals:
             it.engine.runner.pace()
             first = Generation(ask(), it.backends).run()
             assert isinstance(await anext(first), GenerationStarted)
-            await asyncio.sleep(0.05)  # it is in its first step now
-            second = asyncio.create_task(run(it.backends, ask("b")))
-            third = asyncio.create_task(run(it.backends, ask("c")))
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(it.engine.runner.is_held.wait, 5)
+            others = [asyncio.create_task(run(it.backends, ask(text))) for text in "bc"]
+            # Both wait at the engine's socket before its step ends; which of them came first is open.
+            await asyncio.sleep(0.5)
             it.engine.runner.unpace()
-            results = await asyncio.gather(second, third, return_exceptions=True)
-            assert [type(result) for result in results] == [Answer, Overloaded]
-            assert isinstance(results[1], Overloaded) and results[1].retry_after_s
+            results = await asyncio.gather(*others, return_exceptions=True)
+            answer, refusal = sorted(results, key=lambda result: isinstance(result, Overloaded))
+            assert isinstance(answer, Answer)
+            assert isinstance(refusal, Overloaded) and refusal.retry_after_s
             await first.aclose()
 
 
