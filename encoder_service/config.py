@@ -10,7 +10,7 @@ from protos.server import ServerConfig
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 # A GPU is not yet full at 16 tiles of InternViT-300M.
-CPU_BATCH_TILES, CUDA_BATCH_TILES = 16, 32
+CPU_BATCH_TILES, CUDA_BATCH_TILES = 2, 32
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,17 @@ class EngineConfig:
     long_prefill_token_threshold: int = field(
         default=0, metadata={"help": "most prompt tokens of one sequence in a step; 0: no limit"}
     )
+    enable_encoding_overlap: bool = field(
+        default=True,
+        metadata={"help": "prefill what is before the first missing tile while tiles are being encoded"},
+    )
+    min_overlap_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "fewest prompt tokens worth a step while the tile behind them is on its way; "
+            "0: 256 on a GPU, 1 on the CPU"
+        },
+    )
     num_kv_blocks: int = field(
         default=0, metadata={"help": "blocks of the KV cache; 0: from gpu_memory_utilization or kv_cache_gib"}
     )
@@ -83,6 +94,7 @@ class EngineConfig:
             "max_num_batched_tokens",
             "max_model_len",
             "long_prefill_token_threshold",
+            "min_overlap_tokens",
             "num_kv_blocks",
             "num_threads",
         ):

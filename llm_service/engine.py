@@ -30,12 +30,20 @@ from llm_service.visual_store import VisualStore
 MAX_OVERLAPPED_TOKENS = 1024
 
 
+@dataclass
+class PrefillClock:
+    """Nanoseconds of one sequence."""
+
+    scheduled_ns: int  # CLOCK_MONOTONIC of its first step
+    overlap_ns: int = 0  # in steps for its prompt that began while visual tokens of it were missing
+
+
 class SequenceProgress(NamedTuple):
     """What one step did for one sequence."""
 
     sequence: Sequence
     tokens: list[TokenOutput]
-    scheduled_ns: int
+    clock: PrefillClock
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class _StepUnderWay:
     pending: PendingStep
     row_of: dict[Sequence, int]  # of the sequences that it samples for, in this order
     slots: frozenset[int]  # of the visual store, which it reads
+    early: list[Sequence]  # whose prompts miss visual tokens behind what it computes
+    launched_ns: int
     may_overlap: bool  # the next step may be scheduled before this one has ended
 
 
@@ -70,7 +80,7 @@ class Engine:
         self._num_left_running = 0  # steps that the next `collect` need not wait for
         self._held_grants: list[TileGrant] = []  # of slots that a step under way still reads
         self._rows: dict[Sequence, SamplerRow] = {}
-        self._scheduled_ns: dict[Sequence, int] = {}
+        self._clocks: dict[Sequence, PrefillClock] = {}
 
     def add(self, group: SequenceGroup) -> None:
         self.scheduler.add(group)
@@ -144,10 +154,12 @@ class Engine:
         if not self._is_due:
             return StepResult([], [], has_computed=False)
         step = self._under_way.popleft()
+        samples = step.pending.collect()
+        self._note_overlap(step)
         # Those that ended while it ran have no use for another token.
         progress = [
-            SequenceProgress(sequence, [token], self._scheduled_ns[sequence])
-            for sequence, token in zip(step.row_of, step.pending.collect(), strict=True)
+            SequenceProgress(sequence, [token], self._clocks[sequence])
+            for sequence, token in zip(step.row_of, samples, strict=True)
             if sequence.status is not SequenceStatus.FINISHED
         ]
         finished = self.scheduler.append((sequence, tokens[0].token_id) for sequence, tokens, _ in progress)
@@ -156,8 +168,8 @@ class Engine:
 
     def _launch(self, schedule: Schedule) -> _StepUnderWay:
         now = time.monotonic_ns()
-        for sequence in schedule.num_new_tokens.keys() - self._scheduled_ns.keys():
-            self._scheduled_ns[sequence] = now
+        for sequence in schedule.num_new_tokens.keys() - self._clocks.keys():
+            self._clocks[sequence] = PrefillClock(now)
         row_of = self._under_way[-1].row_of if self._under_way else {}
         step = build_step_input(schedule, self._store, row_of)
         sampled = self.scheduler.advance(schedule)
@@ -172,8 +184,17 @@ class Engine:
             pending=self._launcher.launch(step, rows),
             row_of={sequence: row for row, sequence in enumerate(sampled)},
             slots=frozenset(visual.slot for visual in step.visual_rows),
+            early=[sequence for sequence in schedule.num_new_tokens if self.scheduler.misses_tiles(sequence)]
+            if is_cut
+            else [],
+            launched_ns=now,
             may_overlap=may_overlap,
         )
+
+    def _note_overlap(self, step: _StepUnderWay) -> None:
+        for sequence in step.early:
+            if sequence in self._clocks:  # else it has ended
+                self._clocks[sequence].overlap_ns += time.monotonic_ns() - step.launched_ns
 
     def _release_grants(self) -> list[TileGrant]:
         """Grants of slots that nobody reads: a front end may write them at once."""
@@ -203,7 +224,7 @@ class Engine:
     def _forget(self, sequences: List[Sequence]) -> None:
         for sequence in sequences:
             self._rows.pop(sequence, None)
-            self._scheduled_ns.pop(sequence, None)
+            self._clocks.pop(sequence, None)
 
 
 def build_step_input(

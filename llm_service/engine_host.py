@@ -294,7 +294,7 @@ def _group(group_id: int, message: AddRequest) -> SequenceGroup:
 
 
 def _output(request_id: int, progress: SequenceProgress) -> SequenceOutput:
-    sequence, tokens, scheduled_ns = progress
+    sequence, tokens, clock = progress
     reason = sequence.finish_reason
     return SequenceOutput(
         request_id,
@@ -302,5 +302,6 @@ def _output(request_id: int, progress: SequenceProgress) -> SequenceOutput:
         tokens,
         reason and reason.value,
         sequence.num_cached_tokens,
-        scheduled_ns,
+        clock.scheduled_ns,
+        clock.overlap_ns,
     )

@@ -205,6 +205,8 @@ def build_engine(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=capacity.max_model_len,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
+        enable_encoding_overlap=config.enable_encoding_overlap,
+        min_overlap_tokens=config.min_overlap_tokens,
     )
     return Engine(Scheduler(scheduler_config, blocks, store), store, launcher, overlap)
 

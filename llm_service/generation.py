@@ -66,6 +66,7 @@ class GenerationTimings:
     encode_ns: int
     queue_ns: int
     prefill_ns: int
+    overlap_ns: int
     decode_ns: int
     total_ns: int
 
@@ -210,7 +211,7 @@ class Generation:
         choice = self._choices[output.index]
         if choice.finished is not None:
             return
-        if self._clock.note_token(output.scheduled_ns):
+        if self._clock.note_token(output):
             self._cached_tokens = output.num_cached_tokens
         if self._encoding is not None:
             self._encoding.finish()  # also after a preemption that had asked for tiles again
@@ -356,17 +357,17 @@ class _Clock:
     def __init__(self) -> None:
         self._received_ns = time.monotonic_ns()
         self.laid_out_ns = self._received_ns
-        self._scheduled_ns = 0
+        self._scheduled_ns = self._overlap_ns = 0
         self._first_token_ns = 0
         self._last_token_ns = 0
 
-    def note_token(self, scheduled_ns: int) -> bool:
+    def note_token(self, output: SequenceOutput) -> bool:
         """True for the request's first token."""
         self._last_token_ns = time.monotonic_ns()
         if self._first_token_ns:
             return False
         self._first_token_ns = self._last_token_ns
-        self._scheduled_ns = scheduled_ns
+        self._scheduled_ns, self._overlap_ns = output.scheduled_ns, output.overlap_ns
         return True
 
     def timings(self, encoding: Encoding | None) -> GenerationTimings:
@@ -376,6 +377,7 @@ class _Clock:
             encode_ns=max(encode_ns, 0),
             queue_ns=max(self._scheduled_ns - self.laid_out_ns, 0),
             prefill_ns=self._first_token_ns - self._scheduled_ns,
+            overlap_ns=self._overlap_ns,
             decode_ns=self._last_token_ns - self._first_token_ns,
             total_ns=self._last_token_ns - self._received_ns,
         )

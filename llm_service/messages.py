@@ -77,6 +77,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish_reason: str | None  # "stop" or "length" with the last tokens
     num_cached_tokens: int
     scheduled_ns: int  # CLOCK_MONOTONIC of the first step, nanoseconds
+    overlap_ns: int  # spent on the prompt while visual tokens of it were missing
 
 
 class SlotGrant(msgspec.Struct, frozen=True, array_like=True):

@@ -37,5 +37,5 @@ def count_usage(usage: GenerationUsage) -> None:
     PROMPT_TOKENS.labels("computed").inc(usage.prompt_tokens - usage.cached_tokens)
     COMPLETION_TOKENS.inc(usage.completion_tokens)
     timings = usage.timings
-    for stage in ("layout", "encode", "queue", "prefill", "decode", "total"):
+    for stage in ("layout", "encode", "queue", "prefill", "overlap", "decode", "total"):
         STAGE_SECONDS.labels(stage).observe(getattr(timings, f"{stage}_ns") / 1e9)

@@ -33,6 +33,8 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     long_prefill_token_threshold: int = 0  # most prompt tokens of one sequence in a step; 0: no limit
+    enable_encoding_overlap: bool = True  # False: a prompt is begun when all its tiles are there
+    min_overlap_tokens: int = 1  # fewest prompt tokens worth a step while a tile behind them is on its way
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,10 @@ class Scheduler:
     def has_pictures(self) -> bool:
         return any(sequence.group.tiles for sequence in chain(self.running, self.waiting))
 
+    def misses_tiles(self, sequence: Sequence) -> bool:
+        """Whether visual tokens of what is left of its prompt have not arrived."""
+        return self._first_missing(sequence, sequence.num_computed_tokens, None) is not None
+
     @property
     def num_free_blocks(self) -> int:
         return self._blocks.num_free_blocks
@@ -270,15 +276,28 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, left: int) -> int:
         """New tokens to compute: up to the budget, the chunk limit and the first missing visual token."""
+        config = self._config
         start = sequence.num_computed_tokens
         end = sequence.num_tokens
-        if not sequence.is_decoding and self._config.long_prefill_token_threshold:
-            end = min(end, start + self._config.long_prefill_token_threshold)
+        if not sequence.is_decoding and config.long_prefill_token_threshold:
+            end = min(end, start + config.long_prefill_token_threshold)
         end = min(end, start + left)
-        for tile in sequence.tiles_between(start, end):
-            if self._store.slot_of(tile.key) is None:
-                return max(tile.offset - start, 0)
-        return max(end - start, 0)
+        missing = self._first_missing(sequence, start, end if config.enable_encoding_overlap else None)
+        if missing is None:
+            return max(end - start, 0)
+        count = max(min(end, missing.offset) - start, 0)
+        # Waiting is only safe for a tile that has a slot: others may need what this one holds.
+        is_coming = self._store.is_granted(missing.key)
+        return 0 if is_coming and count < self._fewest_before_a_tile else count
+
+    @property
+    def _fewest_before_a_tile(self) -> float:
+        return self._config.min_overlap_tokens if self._config.enable_encoding_overlap else math.inf
+
+    def _first_missing(self, sequence: Sequence, start: int, end: int | None) -> VisualTile | None:
+        """First tile between the two positions, or behind the first, that is not in the store."""
+        tiles = sequence.tiles_between(start, sequence.num_tokens if end is None else end)
+        return next((tile for tile in tiles if self._store.slot_of(tile.key) is None), None)
 
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """The youngest sequence behind this one, text-only ones first."""

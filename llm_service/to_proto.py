@@ -77,6 +77,7 @@ def _usage(usage: GenerationUsage) -> language_model_pb2.Usage:
             encode_ns=timings.encode_ns,
             queue_ns=timings.queue_ns,
             prefill_ns=timings.prefill_ns,
+            overlap_ns=timings.overlap_ns,
             decode_ns=timings.decode_ns,
             total_ns=timings.total_ns,
         ),

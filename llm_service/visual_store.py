@@ -38,6 +38,11 @@ class VisualStore:
         entry = self._entries.get(key)
         return entry.slot if entry is not None and entry.is_stored else None
 
+    def is_granted(self, key: TileKey) -> bool:
+        """Whether a front end is fetching the tile."""
+        entry = self._entries.get(key)
+        return entry is not None and not entry.is_stored
+
     def join(self, key: TileKey, group_id: int) -> bool:
         """Count the group as a user of the tile if the store has it or somebody is fetching it."""
         entry = self._entries.get(key)

@@ -183,20 +183,22 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., timings: _Optional[_Union[GenerateTimings, _Mapping]] = ...) -> None: ...
 
 class GenerateTimings(_message.Message):
-    __slots__ = ("layout_ns", "encode_ns", "queue_ns", "prefill_ns", "decode_ns", "total_ns")
+    __slots__ = ("layout_ns", "encode_ns", "queue_ns", "prefill_ns", "decode_ns", "total_ns", "overlap_ns")
     LAYOUT_NS_FIELD_NUMBER: _ClassVar[int]
     ENCODE_NS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_NS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_NS_FIELD_NUMBER: _ClassVar[int]
     DECODE_NS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_NS_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_NS_FIELD_NUMBER: _ClassVar[int]
     layout_ns: int
     encode_ns: int
     queue_ns: int
     prefill_ns: int
     decode_ns: int
     total_ns: int
-    def __init__(self, layout_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., decode_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
+    overlap_ns: int
+    def __init__(self, layout_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., prefill_ns: _Optional[int] = ..., decode_ns: _Optional[int] = ..., total_ns: _Optional[int] = ..., overlap_ns: _Optional[int] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
     __slots__ = ("generate", "cancel")

@@ -1,4 +1,4 @@
-"""`tessera bench`: decode, transport and front end on this machine, each against its yardstick."""
+"""`tessera bench`: transport, decode, front end and overlap on this machine, each against its yardstick."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from deploy.bench.machine import processor
 from deploy.cli import UsageError
 
-PARTS = ("transport", "decode", "front-end")
+PARTS = ("transport", "decode", "front-end", "overlap")
 DTYPES = ("bfloat16", "float32")
 
 
@@ -56,7 +56,7 @@ class BenchCommand:
                 raise UsageError(f"argument --parts: {part!r} is none of {', '.join(PARTS)}")
         if re.fullmatch(r"[1-9]\d*:[1-9]\d*", arguments.front_ends) is None:
             raise UsageError(f"argument --front-ends: {arguments.front_ends!r} is not like 2:4")
-        from deploy.bench import decode, front_end, transport
+        from deploy.bench import decode, front_end, overlap, transport
         from deploy.random_checkpoint import INTERNVIT_300M_QWEN3_600M, write_random_checkpoint
 
         print(_machine(arguments.threads))
@@ -73,6 +73,8 @@ class BenchCommand:
             if "front-end" in parts:
                 servers, _, workers = arguments.front_ends.partition(":")
                 reached.append(front_end.run(folder, num_servers=int(servers), num_workers=int(workers)))
+            if "overlap" in parts:
+                reached.append(overlap.run_on_cores(Path(scratch) / "overlap"))
         return 0 if all(reached) else 1
 
 

@@ -105,7 +105,7 @@ class ScriptedEngine:
         stats, now_ns = EngineStats(running, 0, 1, 0), time.monotonic_ns()
         for front_end in self._front_ends:
             outputs = [
-                SequenceOutput(request_id, 0, [token], "length" if left == 1 else None, 0, now_ns)
+                SequenceOutput(request_id, 0, [token], "length" if left == 1 else None, 0, now_ns, 0)
                 for request_id, left in front_end.left.items()
             ]
             front_end.left = {request_id: left - 1 for request_id, left in front_end.left.items() if left > 1}

@@ -28,6 +28,7 @@ STAGES = (
     ("layout", "front end: pictures hashed and sent, headers read, prompt built"),
     ("queue", "front end: lengths known to first scheduled"),
     ("prefill", "front end: first scheduled to first token, waits for tiles included"),
+    ("+ overlap", "engine: steps for the prompt that began before its last visual token had come"),
     ("encode", "front end: first grant to last visual token; overlaps queue and prefill"),
     ("+ picture decode", "encoder: bytes to pixels, summed over pictures"),
     ("+ tile", "encoder: resize and crop, summed over pictures"),
@@ -131,6 +132,7 @@ def split(
     num_tiles = (details.get("image_tokens") or 0) // tokens_per_tile
     if num_tiles:
         stages |= {
+            "+ overlap": spent("llm", "overlap"),
             "encode": llm["encode"],
             "+ picture decode": spent("encoder", "decode"),
             "+ tile": spent("encoder", "tile"),

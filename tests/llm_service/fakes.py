@@ -158,7 +158,9 @@ class World:
     max_model_len: int = 0
     threshold: int = 0
     prefix_caching: bool = True
-    overlap: bool = False
+    overlap: bool = False  # of steps
+    encoding_overlap: bool = True
+    min_overlap_tokens: int = 1
     groups: dict[int, SequenceGroup] = field(default_factory=dict)
     grants: list[TileGrant] = field(default_factory=list)  # not yet delivered
 
@@ -170,6 +172,8 @@ class World:
             max_num_batched_tokens=self.budget,
             max_model_len=self.max_model_len or self.num_blocks * self.block_size,
             long_prefill_token_threshold=self.threshold,
+            enable_encoding_overlap=self.encoding_overlap,
+            min_overlap_tokens=self.min_overlap_tokens,
         )
         self.scheduler = Scheduler(config, self.blocks, self.store)
         self.memory = self.make_memory()

@@ -36,6 +36,8 @@ class RandomLife:
             budget=rng.choice([16, 24, 64]),
             threshold=rng.choice([0, 0, 5]),
             prefix_caching=rng.random() < 0.7,
+            encoding_overlap=rng.random() < 0.7,
+            min_overlap_tokens=rng.choice([1, 1, 6, 100]),
             max_model_len=56,
             **options,
         )

@@ -31,7 +31,7 @@ def token(text: bytes) -> int:
 
 def step(token_ids: Iterable[int], finish: str | None = None, logprob: float | None = None) -> SequenceOutput:
     tokens = [TokenOutput(i, logprob, [(i, logprob), (0, -9.0)] if logprob else []) for i in token_ids]
-    return SequenceOutput(0, 0, tokens, finish, 0, 1)
+    return SequenceOutput(0, 0, tokens, finish, 0, 1, 0)
 
 
 def choice(stop_token_ids: Iterable[int] = (), **params: Any) -> Choice:

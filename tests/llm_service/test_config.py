@@ -36,6 +36,7 @@ def test_the_model_is_named_as_it_was_given_unless_told_otherwise() -> None:
         ("max_waiting", 0),
         ("max_model_len", -1),
         ("long_prefill_token_threshold", -1),
+        ("min_overlap_tokens", -1),
         ("num_kv_blocks", -1),
         ("num_threads", -1),
         ("gpu_memory_utilization", 0.0),

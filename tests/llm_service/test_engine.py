@@ -1,5 +1,7 @@
 """The step: numbers to the runner, tokens back, and what a failed step leaves behind."""
 
+import time
+
 import pytest
 import torch
 
@@ -51,9 +53,26 @@ def test_progress_carries_the_first_steps_time_and_the_cached_tokens():
     group = world.add([6], max_tokens=3)
     results = [world.engine.step() for _ in range(3)]
     progress = [result.progress[0] for result in results]
-    assert len({item.scheduled_ns for item in progress}) == 1
+    assert len({item.clock.scheduled_ns for item in progress}) == 1
     assert [token.token_id for item in progress for token in item.tokens] == outputs(group)[0]
     assert not world.engine.has_work
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_progress_tells_what_was_computed_before_the_last_tile_had_come(overlap):
+    world = World(overlap=overlap)
+    late, text = world.add([9, Tile("a"), 2], max_tokens=2), world.add([9], max_tokens=2)
+    world.step()
+    began = time.monotonic_ns()
+    world.step()  # computes nothing of the prompt
+    world.deliver_all()
+    clocks = {}
+    while world.engine.has_work:
+        result = world.engine.step()
+        clocks |= {item.sequence: item.clock for item in result.progress}
+    clock = clocks[late.sequences[0]]
+    assert 0 < clock.overlap_ns <= began - clock.scheduled_ns
+    assert text.sequences[0] not in clocks or clocks[text.sequences[0]].overlap_ns == 0
 
 
 def test_a_prefill_chunk_gives_no_progress():

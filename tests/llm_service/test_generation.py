@@ -534,5 +534,6 @@ async def test_timings_add_up() -> None:
         assert all(part > 0 for part in parts)
         assert sum(parts) == pytest.approx(timings.total_ns, rel=0.05)
         assert 0 < timings.encode_ns < timings.total_ns <= wall
+        assert 0 <= timings.overlap_ns < timings.prefill_ns
         text = usage_of(await run(it.backends, ask("text"))).timings
         assert text.encode_ns == 0 and text.total_ns > 0

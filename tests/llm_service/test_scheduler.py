@@ -363,6 +363,53 @@ class TestTiles:
         assert outputs(other) == alone([1, Tile("b")])
 
 
+class TestEncodingOverlap:
+    PARTS = [2, Tile("a"), Tile("b"), 1, Tile("c"), 3]
+
+    def test_without_it_a_prompt_is_begun_when_all_its_tiles_are_there(self):
+        world = World(encoding_overlap=False)
+        group, text = world.add(self.PARTS), world.add([4])
+        for tile_index in (2, 0, 1):
+            world.step()
+            assert group.sequences[0].num_computed_tokens == 0
+            world.deliver_tile(group, tile_index)
+        assert text.sequences[0].num_output_tokens == 3
+        assert world.step()[group.sequences[0]] == len(group.prompt_token_ids)
+        world.finish()
+        assert outputs(group) == alone(self.PARTS)
+
+    def test_a_chunk_too_small_to_be_worth_a_step_waits_for_the_tile_behind_it(self):
+        world = World(min_overlap_tokens=7)
+        group = world.add(self.PARTS)
+        sequence = group.sequences[0]
+        world.step()
+        world.deliver_tile(group, 0)
+        world.step()
+        assert sequence.num_computed_tokens == 0  # 2 + 4 tokens are there
+        world.deliver_tile(group, 1)
+        assert world.step() == {sequence: group.tiles[2].offset}
+        world.deliver_tile(group, 2)
+        assert world.step() == {sequence: 7}
+        world.finish()
+        assert outputs(group) == alone(self.PARTS)
+
+    def test_the_end_of_a_prompt_is_never_too_small(self):
+        world = World(min_overlap_tokens=7)
+        group = world.add([Tile("a"), 1])
+        world.step()
+        world.deliver_all()
+        assert world.step() == {group.sequences[0]: 5}
+
+    @pytest.mark.parametrize("options", [{"encoding_overlap": False}, {"min_overlap_tokens": 100}])
+    @pytest.mark.parametrize("num_slots", [1, 2, 3])
+    def test_nobody_waits_for_a_tile_that_has_no_slot(self, num_slots, options):
+        world = World(num_slots=num_slots, **options)
+        parts = [1, *(Tile(f"t{i}") for i in range(6)), 2]
+        group, other = world.add(parts), world.add([2, Tile("t3"), Tile("x"), 1])
+        world.finish()
+        assert outputs(group) == alone(parts) and outputs(other) == alone([2, Tile("t3"), Tile("x"), 1])
+
+
 class TestPrefixCache:
     def test_the_same_prompt_is_read_from_the_cache_and_answers_the_same(self):
         world = World()

@@ -42,7 +42,7 @@ def test_finished_for_each_reason() -> None:
 
 
 def test_usage_with_timings() -> None:
-    timings = GenerationTimings(1, 2, 3, 4, 5, 6)
+    timings = GenerationTimings(1, 2, 3, 4, 5, 6, 7)
     usage = GenerationUsage(
         prompt_tokens=10, visual_tokens=8, cached_tokens=4, completion_tokens=3, timings=timings
     )
@@ -53,7 +53,7 @@ def test_usage_with_timings() -> None:
             cached_tokens=4,
             completion_tokens=3,
             timings=pb.GenerateTimings(
-                layout_ns=1, encode_ns=2, queue_ns=3, prefill_ns=4, decode_ns=5, total_ns=6
+                layout_ns=1, encode_ns=2, queue_ns=3, prefill_ns=4, overlap_ns=5, decode_ns=6, total_ns=7
             ),
         )
     )

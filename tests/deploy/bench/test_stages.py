@@ -21,6 +21,7 @@ TIMINGS = GenerationTimings(
     encode_ns=30 * MS,
     queue_ns=3 * MS,
     prefill_ns=50 * MS,
+    overlap_ns=10 * MS,
     decode_ns=90 * MS,
     total_ns=145 * MS,
 )
@@ -52,6 +53,7 @@ def test_stages_are_those_of_the_request_alone(tmp_path: Path) -> None:
         "layout": 2,
         "queue": 3,
         "prefill": 50,
+        "+ overlap": 10,
         "encode": 30,
         "+ picture decode": 8,
         "+ tile": 12,
