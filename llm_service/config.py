@@ -170,6 +170,13 @@ class LLMConfig:
             "empty: a private one"
         },
     )
+    engine_timeout_s: float = field(
+        default=120.0,
+        metadata={
+            "help": "seconds without a sign of life from the engine, as in a step that hangs, after which "
+            "requests fail and health says NOT_SERVING"
+        },
+    )
     max_images: int = field(default=64, metadata={"help": "most pictures of a request"})
     max_image_tiles: int = field(
         default=40, metadata={"help": "most tiles that a request may ask for per picture"}
@@ -189,8 +196,9 @@ class LLMConfig:
                 f"max_request_bytes must be <= {MAX_REQUEST_BYTES}, what a message can carry, "
                 f"got {self.max_request_bytes}"
             )
-        if self.request_timeout_s <= 0:
-            raise ValueError(f"request_timeout_s must be > 0, got {self.request_timeout_s}")
+        for name in ("request_timeout_s", "engine_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 
     @property
     def model_name(self) -> str:

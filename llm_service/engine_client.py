@@ -140,6 +140,8 @@ class EngineClient:
         self.ready = ready
         self.memory = memory
         self.stats = EngineStats(0, 0, ready.num_blocks, 0)
+        self.num_messages = 0  # received: it advances as long as the engine lives
+        self._is_stalled = False
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
@@ -179,10 +181,12 @@ class EngineClient:
         It must not raise.
 
         Raises:
-            Unavailable: the engine is gone.
+            Unavailable: the engine is gone or stalls.
         """
         if self._receiver.done():
             raise _gone()
+        if self._is_stalled:
+            raise _stalled()
         request_id = next(self._ids)
         request = EngineRequest(self, request_id, on_grant, on_event)
         self._requests[request_id] = request
@@ -213,6 +217,13 @@ class EngineClient:
         if self._requests.pop(request_id, None) is not None:
             self.send(AbortRequest(request_id))
 
+    def set_stalled(self, is_stalled: bool) -> None:
+        """While it stalls, requests fail: whoever asks may have another language model to go to."""
+        self._is_stalled = is_stalled
+        if is_stalled:
+            for request in list(self._requests.values()):
+                request.post(_stalled())
+
     async def wait_closed(self) -> None:
         """Return when the connection to the engine has broken."""
         await asyncio.wait([self._receiver])
@@ -235,6 +246,7 @@ class EngineClient:
                 request.post(_gone())
 
     def _dispatch(self, message: FromEngine) -> None:
+        self.num_messages += 1
         if isinstance(message, StepOutput):
             self.stats = message.stats
             for grant in message.grants:
@@ -277,3 +289,7 @@ def _refusal(message: RequestRefused) -> ServingError:
 
 def _gone() -> Unavailable:
     return Unavailable("the engine is not running", retry_after_s=RETRY_AFTER_S)
+
+
+def _stalled() -> Unavailable:
+    return Unavailable("the engine makes no progress", retry_after_s=RETRY_AFTER_S)

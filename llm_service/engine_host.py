@@ -32,6 +32,7 @@ from llm_service.sequence import QueueRank, SequenceGroup, VisualTile
 
 MAX_FAILED_STEPS = 3  # in a row; then the process gives up and is restarted from outside
 POLL_S = 0.5  # how often an idle loop looks for a reason to stop
+HEARTBEAT_S = 1.0  # between signs of life, by which front ends tell a hung step
 RETRY_SEND_S = 0.001  # while a front end's socket is full
 WAIT_S = 20e-6  # between looks at a running step; the kernel adds 50 us
 
@@ -79,6 +80,7 @@ class EngineHost:
         self._failed_steps = 0
         self._max_failed_steps = max_failed_steps
         self._stopped = False
+        self._last_beat_s = 0.0
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -97,6 +99,7 @@ class EngineHost:
                 self._poll(0 if progressed else POLL_S)
                 progressed = self._step() if self._engine.has_work else False
                 self._send_stats(everyone=not progressed)
+                self._beat()
         finally:
             for front_end in self._front_ends:
                 front_end.socket.close()
@@ -265,6 +268,16 @@ class EngineHost:
             if front_end.stats is None or (everyone and front_end.stats != stats):
                 front_end.stats = stats
                 self._send(front_end, StepOutput([], [], stats))
+
+    def _beat(self) -> None:
+        """Whoever does not read needs no sign of life, and gets none: they would pile up."""
+        now_s = time.monotonic()
+        if now_s - self._last_beat_s < HEARTBEAT_S:
+            return
+        self._last_beat_s = now_s
+        for front_end in list(self._front_ends):
+            if not front_end.socket.has_unsent:
+                self._send(front_end, StepOutput([], [], self._stats()))
 
     def _send(self, front_end: _FrontEnd, message: FromEngine) -> None:
         if front_end in self._front_ends:

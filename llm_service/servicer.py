@@ -38,6 +38,7 @@ from protos.fingerprint import FingerprintBase, language_digest
 from protos.preprocessing import Preprocessing
 from protos.request_context import Metadata, accept_request_id, outgoing_metadata, request_id_of
 from protos.server import Server, shutdown_signal
+from protos.stall import StallWatch
 from protos.statuses import rpc_errors
 
 SERVICE_NAME = language_model_pb2.DESCRIPTOR.services_by_name["LanguageModel"].full_name
@@ -215,6 +216,7 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         port = await server.start()
         shutdown = shutdown_signal()
         await server.set_serving()
+        stack.push_async_callback(_cancel, asyncio.create_task(_watch_engine(config, engine, server)))
         on_ready(port)
         await _serve_until_end(server, servicer, shutdown, ends)
 
@@ -244,6 +246,20 @@ async def _serve_until_end(
             task.cancel()
         servicer.drain()
         await server.stop()
+
+
+async def _watch_engine(config: LLMConfig, engine: EngineClient, server: Server) -> None:
+    async def note(is_stalled: bool) -> None:
+        engine.set_stalled(is_stalled)
+        await server.set_serving(not is_stalled)
+
+    limit_s = config.engine_timeout_s
+    await StallWatch("engine", limit_s, lambda: True, lambda: engine.num_messages, note).run()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _join_or_start_engine(

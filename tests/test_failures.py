@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import signal
 import struct
 import time
 import zlib
@@ -343,15 +345,32 @@ class TestBadInput:
         error_of(response)
 
 
+def engine_pid(stack: Stack) -> int:
+    children = Path(f"/proc/{stack.llm.process.pid}/task/{stack.llm.process.pid}/children")
+    return int(children.read_text().split()[0])
+
+
 class TestLanguageModelDies:
+    def test_an_engine_that_hangs_is_found_out_and_taken_back(self) -> None:
+        """What it was doing for clients fails with a 503, health says so, and both end when it goes on."""
+        body = {"messages": user(text_part("Hello!")), "temperature": 0}
+        with Stack(embedded_checkpoint(), "--engine-timeout-s", "2") as stack:
+            assert answer_of(ask(stack, body["messages"])) == GREETING
+            os.kill(engine_pid(stack), signal.SIGSTOP)
+            in_flight = httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=60)
+            assert in_flight.status_code == 503
+            assert "no progress" in error_of(in_flight)["message"]
+            assert ask(stack, body["messages"]).status_code == 503
+            os.kill(engine_pid(stack), signal.SIGCONT)
+            deadline = time.monotonic() + 20
+            while ask(stack, body["messages"]).status_code == 503:
+                assert time.monotonic() < deadline, "it is not taken back"
+                time.sleep(0.05)
+            assert answer_of(ask(stack, body["messages"])) == GREETING
+
     def test_the_engine_takes_its_service_down_and_clients_hear_of_it(self) -> None:
         with Stack(embedded_checkpoint(), "--num-kv-blocks", "256") as stack:
-            children = Path(f"/proc/{stack.llm.process.pid}/task/{stack.llm.process.pid}/children")
-            engine = int(children.read_text().split()[0])
-            import os
-            import signal
-
-            os.kill(engine, signal.SIGKILL)
+            os.kill(engine_pid(stack), signal.SIGKILL)
             assert stack.llm.process.wait(20) != 0
             response = ask(stack, user(text_part("anybody?")))
             assert response.status_code == 503

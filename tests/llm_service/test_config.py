@@ -84,6 +84,7 @@ def test_an_empty_address_is_refused() -> None:
         ("max_request_bytes", 0),
         ("max_request_bytes", MAX_MESSAGE_BYTES),
         ("request_timeout_s", 0.0),
+        ("engine_timeout_s", 0.0),
     ],
 )
 def test_service(name: str, value: Any) -> None:

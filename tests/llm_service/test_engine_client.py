@@ -166,6 +166,23 @@ async def test_when_the_engine_ends_every_request_hears_and_new_ones_are_refused
     await client.close()
 
 
+async def test_an_idle_engine_gives_signs_of_life(client):
+    await until(lambda: client.num_messages >= 2)
+
+
+async def test_while_the_engine_stalls_requests_fail_and_new_ones_are_refused(client):
+    request = client.submit(prompt_input([1, Tile("never")]))  # waits for its tile
+    client.set_stalled(True)
+    with pytest.raises(Unavailable, match="no progress"):
+        while True:
+            await asyncio.wait_for(request.next_event(), 5)
+    request.close()
+    with pytest.raises(Unavailable, match="no progress"):
+        client.submit(prompt_input([5]))
+    client.set_stalled(False)
+    assert await generate(client, [5]) == alone([5])
+
+
 async def test_an_engine_that_talks_nonsense_is_left(tmp_path):
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(tmp_path / "engine.sock"))
