@@ -183,10 +183,7 @@ class EngineClient:
         Raises:
             Unavailable: the engine is gone or stalls.
         """
-        if self._receiver.done():
-            raise _gone()
-        if self._is_stalled:
-            raise _stalled()
+        self.require_alive()
         request_id = next(self._ids)
         request = EngineRequest(self, request_id, on_grant, on_event)
         self._requests[request_id] = request
@@ -216,6 +213,13 @@ class EngineClient:
         """Abort in the engine, which ignores requests that have ended."""
         if self._requests.pop(request_id, None) is not None:
             self.send(AbortRequest(request_id))
+
+    def require_alive(self) -> None:
+        """Raises Unavailable: the engine is gone or stalls."""
+        if self._receiver.done():
+            raise _gone()
+        if self._is_stalled:
+            raise _stalled()
 
     def set_stalled(self, is_stalled: bool) -> None:
         """While it stalls, requests fail: whoever asks may have another language model to go to."""

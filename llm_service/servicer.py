@@ -132,6 +132,11 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
     async def GetModel(
         self, request: language_model_pb2.GetLanguageModelRequest, context: Context
     ) -> language_model_pb2.GetLanguageModelResponse:
+        async with rpc_errors(context):
+            self._backends.engine.require_alive()
+            return self._model()
+
+    def _model(self) -> language_model_pb2.GetLanguageModelResponse:
         ready, stats = self._backends.engine.ready, self._backends.engine.stats
         preprocessing = self._preprocessing
         return language_model_pb2.GetLanguageModelResponse(
