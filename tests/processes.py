@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+import grpc
 import httpx
+
+from protos import language_model_pb2, language_model_pb2_grpc
 
 START_TIMEOUT_S = 90.0
 
@@ -22,13 +25,13 @@ class ServiceProcess:
 
     def __init__(self, name: str, *arguments: str) -> None:
         self.name = name
-        self._arguments = arguments
+        self.arguments = arguments
         self.address = ""
         self.start()
 
     def start(self, *more: str) -> None:
         """Start (again); returns when the service says that it is ready."""
-        command = [sys.executable, "-m", "deploy", self.name, *self._arguments, *more]
+        command = [sys.executable, "-m", "deploy", self.name, *self.arguments, *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -81,6 +84,25 @@ class ServiceProcess:
             self.log.append(line)
             if line.startswith(marker):
                 ready.put(line.removeprefix(marker).strip())
+
+
+def load_of(llm: ServiceProcess) -> dict[str, float]:
+    """Sequences and KV use, over gRPC, as an operator would ask."""
+    with grpc.insecure_channel(llm.address) as channel:
+        stub = language_model_pb2_grpc.LanguageModelStub(channel)
+        model = stub.GetModel(language_model_pb2.GetLanguageModelRequest(), timeout=5)
+    return {
+        "running": model.sequences_running,
+        "waiting": model.sequences_waiting,
+        "kv": model.kv_cache_usage,
+    }
+
+
+def wait_idle(llm: ServiceProcess, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(value > 1e-6 for value in load_of(llm).values()):
+        assert time.monotonic() < deadline, f"something is left: {load_of(llm)}"
+        time.sleep(0.02)
 
 
 class Stack:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from deploy.embedded import embedded_checkpoint
 from tests.pictures import image_part, picture, text_part, user
-from tests.processes import Stack
+from tests.processes import Stack, wait_idle
 from tests.scenes import TILED, sign, things
 
 SAY = "What does the sign say?"
@@ -38,7 +38,7 @@ def stack() -> Iterator[Stack]:
 def nothing_is_left(stack: Stack) -> Iterator[None]:
     """After every test all blocks are free, nothing runs, and an ordinary request gets its answer."""
     yield
-    wait_idle(stack)
+    wait_idle(stack.llm)
     assert answer_of(ask(stack, user(text_part("Hello!")))) == GREETING
 
 
@@ -50,29 +50,6 @@ def ask(stack: Stack, messages: Any, **more: Any) -> httpx.Response:
 def answer_of(response: httpx.Response) -> str:
     assert response.status_code == 200, response.text
     return str(response.json()["choices"][0]["message"]["content"])
-
-
-def load(stack: Stack) -> dict[str, float]:
-    """Sequences and KV use, over gRPC, as an operator would ask."""
-    import grpc
-
-    from protos import language_model_pb2, language_model_pb2_grpc
-
-    with grpc.insecure_channel(stack.llm.address) as channel:
-        stub = language_model_pb2_grpc.LanguageModelStub(channel)
-        model = stub.GetModel(language_model_pb2.GetLanguageModelRequest(), timeout=5)
-    return {
-        "running": model.sequences_running,
-        "waiting": model.sequences_waiting,
-        "kv": model.kv_cache_usage,
-    }
-
-
-def wait_idle(stack: Stack, timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(value > 1e-6 for value in load(stack).values()):
-        assert time.monotonic() < deadline, f"something is left: {load(stack)}"
-        time.sleep(0.02)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -205,7 +182,7 @@ class TestCancel:
             with pytest.raises(httpx.ReadTimeout):
                 body = {"messages": user(image_part(picture(7)), text_part("?"))}
                 httpx.post(f"{stack.url}/v1/chat/completions", json=body, timeout=0.2)
-            wait_idle(stack)
+            wait_idle(stack.llm)
         finally:
             stack.encoder.resume()
         stack.wait_ready()
