@@ -15,7 +15,9 @@ from llm_service.messages import StepInput
 from llm_service.model.decoder import Decoder
 from llm_service.model_runner import ModelRunner
 from llm_service.parallel import TensorParallel
-from llm_service.sampler import Choice, SampledToken, Sampler, SamplerRow
+from llm_service.sampled_tokens import ChosenTokens, SampledToken
+from llm_service.sampler import Sampler
+from llm_service.sampler_row import SamplerRow
 from llm_service.step_inputs import DecodeInputs, TokenTable
 from llm_service.visual_memory import VisualMemory
 
@@ -23,7 +25,7 @@ from llm_service.visual_memory import VisualMemory
 class CudaPendingStep:
     """A step whose last operation is the copy of its tokens to pinned memory."""
 
-    def __init__(self, choice: Choice | None) -> None:
+    def __init__(self, choice: ChosenTokens | None) -> None:
         self._choice = None if choice is None else choice.to_host()
         self._end = torch.cuda.Event()
         self._end.record()
@@ -71,10 +73,10 @@ class CudaLauncher:
         self._tokens.sampled[: len(rows)].copy_(choice.token_ids)
         return CudaPendingStep(choice)
 
-    def _choose(self, hidden: torch.Tensor, rows: Sequence[SamplerRow]) -> Choice:
+    def _choose(self, hidden: torch.Tensor, rows: Sequence[SamplerRow]) -> ChosenTokens:
         """`hidden` may have rows of padding behind those of `rows`."""
         if all(row.is_plain for row in rows):
-            return Choice(self._decoder.greedy(hidden)[: len(rows)], None)
+            return ChosenTokens(self._decoder.greedy(hidden)[: len(rows)], None)
         return self._sampler.choose(self._decoder.logits(hidden)[: len(rows)], rows)
 
 

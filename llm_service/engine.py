@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from llm_service.messages import StepInput, TokenOutput, VisualRows
-from llm_service.sampler import SamplerRow
+from llm_service.sampler_row import SamplerRow
 from llm_service.scheduler import Schedule, Scheduler, TileGrant
 from llm_service.sequence import FinishReason, Sequence, SequenceGroup, SequenceStatus
 from llm_service.step_launcher import PendingStep, StepLauncher

@@ -18,7 +18,8 @@ from llm_service.messages import StepInput
 from llm_service.model.decoder import Decoder
 from llm_service.model_runner import ModelRunner
 from llm_service.parallel import TensorParallel
-from llm_service.sampler import Sampler, SamplerRow
+from llm_service.sampler import Sampler
+from llm_service.sampler_row import SamplerRow
 from llm_service.sampling_params import SamplingParams
 from llm_service.visual_memory import VisualMemory
 

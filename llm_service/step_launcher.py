@@ -9,7 +9,9 @@ import msgspec
 import torch
 
 from llm_service.messages import StepInput
-from llm_service.sampler import SampledToken, Sampler, SamplerRow
+from llm_service.sampled_tokens import SampledToken
+from llm_service.sampler import Sampler
+from llm_service.sampler_row import SamplerRow
 
 
 class PendingStep(Protocol):

@@ -21,7 +21,9 @@ from llm_service.engine import Engine
 from llm_service.engine_client import EngineClient, EngineRequest, PromptInput
 from llm_service.engine_host import EngineHost
 from llm_service.messages import EngineReady, PromptTile, SequenceOutput, SlotGrant, StepInput
-from llm_service.sampler import SampledToken, Sampler, SamplerRow
+from llm_service.sampled_tokens import SampledToken
+from llm_service.sampler import Sampler
+from llm_service.sampler_row import SamplerRow
 from llm_service.sampling_params import SamplingParams
 from llm_service.scheduler import Scheduler, SchedulerConfig, TileGrant
 from llm_service.sequence import FinishReason, QueueRank, Sequence, SequenceGroup, VisualTile

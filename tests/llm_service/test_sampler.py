@@ -17,7 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llm_service.sampler import LOGPROB_FLOOR, NUCLEUS_WIDTH, SampledToken, Sampler, SamplerRow, TokenCounts
+from llm_service.sampled_tokens import LOGPROB_FLOOR, SampledToken
+from llm_service.sampler import Sampler
+from llm_service.sampler_row import NUCLEUS_WIDTH, SamplerRow, TokenCounts
 from llm_service.sampling_params import SamplingParams
 
 VOCAB_SIZE = 50

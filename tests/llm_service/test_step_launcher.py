@@ -3,7 +3,8 @@
 import torch
 
 from llm_service.messages import StepInput
-from llm_service.sampler import Sampler, SamplerRow
+from llm_service.sampler import Sampler
+from llm_service.sampler_row import SamplerRow
 from llm_service.sampling_params import SamplingParams
 from llm_service.step_launcher import SynchronousLauncher
 

@@ -1,0 +1,53 @@
+"""What a row's parameters do to its logits before a token is drawn: penalties, bias, end tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from llm_service.sampler_row import SamplerRow
+
+
+def apply_penalties(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) -> None:
+    """Repetition over prompt and output (Keskar 2019), presence and frequency over the output (OpenAI).
+
+    One gather and one scatter over the distinct tokens of all rows that have penalties.
+    """
+    penalised = [(index, row.params, row.counts) for index, row in rows if row.has_penalties]
+    if not penalised:
+        return
+    lengths = [len(counts.ids) for _, _, counts in penalised]
+    ids = np.concatenate([counts.ids for _, _, counts in penalised])
+    output_counts = np.concatenate([counts.output_counts for _, _, counts in penalised])
+    indexes = np.repeat([index for index, _, _ in penalised], lengths)
+    settings = [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for _, p, _ in penalised]
+    per_id = np.repeat(np.array(settings, np.float32), lengths, axis=0)
+    at = (_to(indexes, logits), _to(ids, logits))
+    count = _to(output_counts, logits)  # [num_ids], as all below
+    repetition, presence, frequency = _to(per_id, logits).unbind(-1)
+    values = logits[at]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    logits[at] = values - frequency * count - presence * (count > 0)
+
+
+def apply_bias(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) -> None:
+    entries = [
+        (index, token_id, bias) for index, row in rows for token_id, bias in row.params.logit_bias.items()
+    ]
+    if entries:
+        indexes, ids, biases = zip(*entries, strict=True)
+        at = (_to(np.array(indexes), logits), _to(np.array(ids), logits))
+        logits[at] += _to(np.array(biases, np.float32), logits)
+
+
+def forbid_stops(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) -> None:
+    entries = [(index, token_id) for index, row in rows for token_id in row.forbidden_ids]
+    if entries:
+        indexes, ids = zip(*entries, strict=True)
+        logits[_to(np.array(indexes), logits), _to(np.array(ids), logits)] = -torch.inf
+
+
+def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(array).to(like.device, non_blocking=True)
