@@ -1,8 +1,8 @@
-"""Makes a wheel of flash-attn's forward kernels: `python -m deploy.flash_attn_build.build SDIST --output FOLDER`.
+"""Makes a wheel of flash-attn's forward kernels: `python -m deploy.flash_attn_build.build SDIST`.
 
 Forward and paged forward in bfloat16 for head sizes 64 and 128, causal and not, for one GPU architecture; no
-backward, dropout, ALiBi, softcap or window.  What is left out raises.  Needs nvcc, g++ and PyTorch's headers and
-libraries, but neither a GPU nor Python's headers: the wheel serves every Python with that PyTorch.
+backward, dropout, ALiBi, softcap or window.  What is left out raises.  Needs nvcc, g++ and PyTorch's headers
+and libraries, but neither a GPU nor Python's headers: the wheel serves every Python with that PyTorch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import base64
 import hashlib
 import os
+import platform
 import subprocess
 import tarfile
 import tempfile
@@ -64,13 +65,14 @@ class Build:
 
     def wheel(self, library: Path, output: Path) -> Path:
         """Write the wheel into the folder `output`."""
+        tag = f"py3-none-linux_{platform.machine()}"
         name, version = "flash_attn", f"{_version(self._source)}+forward.sm{self._tools.architecture}"
         info = f"{name}-{version}.dist-info"
         files = {
             "flash_attn_2_cuda.py": (HERE / "flash_attn_2_cuda.py").read_bytes(),
             LIBRARY: library.read_bytes(),
             f"{info}/METADATA": _metadata(version).encode(),
-            f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-linux_x86_64\n",
+            f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n".encode(),
             f"{info}/licenses/LICENSE": (self._source / "LICENSE").read_bytes(),
         }
         for path in sorted((self._source / "flash_attn").rglob("*.py")):
@@ -78,10 +80,10 @@ class Build:
         record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in files.items())
         files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
         output.mkdir(parents=True, exist_ok=True)
-        wheel = output / f"{name}-{version}-py3-none-linux_x86_64.whl"
+        wheel = output / f"{name}-{version}-{tag}.whl"
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path, data in files.items():
-                archive.writestr(path, data)
+            for member, data in files.items():
+                archive.writestr(member, data)
         return wheel
 
     def _compile(self, name: str, command: list[str]) -> Path:
@@ -119,7 +121,7 @@ class Build:
     def _link(self, objects: list[Path], library: Path) -> list[str]:
         return [
             *("g++", "-shared", "-o", str(library), *map(str, objects)),
-            # Every symbol must be in one of the libraries, whatever those in turn need on the machine that runs.
+            # Every symbol must be in one of the libraries, whatever those in turn need where it runs.
             *("-Wl,--no-undefined", "-Wl,--allow-shlib-undefined", "-Wl,--no-as-needed"),
             f"-L{self._tools.torch / 'lib'}",
             f"-L{self._tools.cuda / 'lib64'}",
@@ -143,11 +145,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = args.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        build = Build(_unpack(args.sdist, Path(folder)), work, tools)
+        build = Build(unpack(args.sdist, Path(folder)), work, tools)
         print(build.wheel(build.library(args.jobs), args.output))
 
 
-def _unpack(sdist: Path, folder: Path) -> Path:
+def unpack(sdist: Path, folder: Path) -> Path:
     """The folder with what is needed of the source distribution."""
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, members=_wanted(archive), filter="data")

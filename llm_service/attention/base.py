@@ -15,8 +15,9 @@ import torch
 from llm_service.config import ATTENTION_BACKENDS
 from llm_service.kv_cache import LayerCache
 
-# Where flash-attn beats the other backends: Ampere and Ada.  On Hopper cuDNN and the Triton kernels do.
-FLASH_ATTN_MAJOR_CAPABILITY = 8
+FLASH_ATTN_MIN_CAPABILITY = (8, 0)
+# Where "auto" takes flash-attn: Ampere and Ada, for which it is written.  On Hopper cuDNN is faster.
+FLASH_ATTN_AUTO_MAJOR = 8
 FLASH_ATTN_DTYPES = (torch.bfloat16, torch.float16)
 
 log = logging.getLogger(__name__)
@@ -113,22 +114,30 @@ def choose_backend(name: str, machine: Machine, dtype: torch.dtype) -> tuple[str
         return name, "asked for by name"
     if machine.capability is None:
         return "sdpa", f"the fastest on {machine.device.type}"
-    if machine.capability[0] == FLASH_ATTN_MAJOR_CAPABILITY and dtype in FLASH_ATTN_DTYPES:
+    if machine.capability[0] == FLASH_ATTN_AUTO_MAJOR and dtype in FLASH_ATTN_DTYPES:
         if machine.has_flash_attn:
-            return "flash-attn", "installed, and the fastest on Ampere and Ada"
+            return "flash-attn", "installed, and written for Ampere and Ada"
         return "cuda", "flash-attn is not installed"
     return "cuda", f"the fastest on {machine.device.type}"
 
 
 def _require_runnable(name: str, machine: Machine, dtype: torch.dtype) -> None:
-    if name in ("cuda", "flash-attn") and machine.capability is None:
+    if name == "sdpa":
+        return
+    if machine.capability is None:
         raise ValueError(f"attention backend {name!r} needs a CUDA device, not {machine.device.type}")
     if name != "flash-attn":
         return
+    if machine.capability < FLASH_ATTN_MIN_CAPABILITY:
+        major, minor = machine.capability
+        raise ValueError(
+            f"attention backend 'flash-attn' needs compute capability 8.0 or newer, not {major}.{minor}"
+        )
     if not machine.has_flash_attn:
         raise ValueError("attention backend 'flash-attn' needs the package flash-attn (extra: gpu)")
     if dtype not in FLASH_ATTN_DTYPES:
-        raise ValueError(f"attention backend 'flash-attn' needs dtype bfloat16 or float16, not {dtype}")
+        used = str(dtype).removeprefix("torch.")
+        raise ValueError(f"attention backend 'flash-attn' needs dtype bfloat16 or float16, not {used}")
 
 
 def select_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> AttentionBackend:

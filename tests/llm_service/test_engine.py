@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from llm_service.attention.sdpa import SdpaBackend
 from llm_service.engine import MAX_OVERLAPPED_TOKENS, build_step_input
 from llm_service.messages import VisualRows
 from llm_service.sampling_params import SamplingParams
@@ -282,3 +283,11 @@ class TestOverlap:
 def test_a_thousand_random_steps_that_overlap_give_the_tokens_of_undisturbed_runs(tmp_path):
     folder = make_checkpoint(tmp_path, "qwen3", "hf")
     live_and_compare(load(folder, torch.device("cpu")))
+
+
+@pytest.mark.slow
+def test_blocks_of_256_tokens_give_the_tokens_of_undisturbed_runs(tmp_path):
+    folder, device = make_checkpoint(tmp_path, "qwen3", "hf"), torch.device("cpu")
+    model = load(folder, device, SdpaBackend(device, block_size=256))
+    # A decode rarely needs another block of this size: preemptions are few.
+    live_and_compare(model, scale=32, min_preemptions=2)
