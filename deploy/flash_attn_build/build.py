@@ -143,7 +143,8 @@ def main() -> None:
     args = parser.parse_args()
     tools = Toolchain(args.torch or _installed_torch(), args.cuda, args.architecture)
     with tempfile.TemporaryDirectory() as folder:
-        work = args.work or Path(folder)
+        # What is kept is kept by architecture.
+        work = (args.work or Path(folder)) / f"sm{args.architecture}"
         work.mkdir(parents=True, exist_ok=True)
         build = Build(unpack(args.sdist, Path(folder)), work, tools)
         print(build.wheel(build.library(args.jobs), args.output))
