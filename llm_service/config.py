@@ -11,7 +11,7 @@ from protos.server import ServerConfig
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 DEVICES = ("auto", "cpu", "cuda")
-ATTENTION_BACKENDS = ("auto", "sdpa", "cuda")
+ATTENTION_BACKENDS = ("auto", "sdpa", "cuda", "flash-attn")
 CUDA_GRAPHS = ("auto", "off")
 GENERATION_CONFIGS = ("auto", "none")
 # Beside the pictures a request has text and settings.
@@ -30,7 +30,9 @@ class EngineConfig:
         default="auto", metadata={"help": "auto reads the weights, dummy makes random ones on the device"}
     )
     tensor_parallel_size: int = field(default=1, metadata={"help": "engine processes that share each layer"})
-    attention_backend: str = field(default="auto", metadata={"help": "attention kernels: auto, sdpa or cuda"})
+    attention_backend: str = field(
+        default="auto", metadata={"help": "attention kernels: auto, sdpa, cuda or flash-attn (extra: gpu)"}
+    )
     max_model_len: int = field(
         default=0,
         metadata={"help": "most tokens of prompt and completion; 0: the checkpoint's, as memory allows"},

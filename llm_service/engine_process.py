@@ -81,7 +81,7 @@ class Rank:
             f"file://{settings.rendezvous_path}",
             self.device,
         )
-        self.backend: AttentionBackend = select_backend(config.attention_backend, self.device)
+        self.backend: AttentionBackend = select_backend(config.attention_backend, self.device, self.dtype)
         self.decoder: Decoder = load_decoder(
             checkpoint,
             self.model_config,

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 
 from llm_service.config import ATTENTION_BACKENDS
 from llm_service.kv_cache import LayerCache
+
+FLASH_ATTN_MIN_CAPABILITY = (8, 0)
+# Where "auto" takes flash-attn: Ampere and Ada, for which it is written.  On Hopper cuDNN is faster.
+FLASH_ATTN_AUTO_MAJOR = 8
+FLASH_ATTN_DTYPES = (torch.bfloat16, torch.float16)
 
 log = logging.getLogger(__name__)
 
@@ -80,20 +86,73 @@ class AttentionBackend(Protocol):
         """Write key and value into the cache, then attend to the cache."""
 
 
-def select_backend(name: str, device: torch.device) -> AttentionBackend:
-    """Choose the backend by name ("auto" chooses for the device) and log the choice and its reason."""
+@dataclass(frozen=True)
+class Machine:
+    """What the choice of a backend depends on, beside its name."""
+
+    device: torch.device
+    capability: tuple[int, int] | None  # compute capability; None without CUDA
+    has_flash_attn: bool  # the package is installed; it may still fail to load
+
+    @classmethod
+    def of(cls, device: torch.device) -> Machine:
+        """Looks for packages without importing them."""
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        return cls(device, capability, find_spec("flash_attn") is not None)
+
+
+def choose_backend(name: str, machine: Machine, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend's name and why it was chosen; `dtype` is that of the KV cache.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot run here.
+    """
     if name not in ATTENTION_BACKENDS:
         raise ValueError(f"attention backend is {name!r}; known: {', '.join(ATTENTION_BACKENDS)}")
-    if name == "cuda" and device.type != "cuda":
-        raise ValueError(f"attention backend 'cuda' needs a CUDA device, not {device.type}")
-    reason = "asked for by name" if name != "auto" else f"the fastest on {device.type}"
-    chosen = name if name != "auto" else ("cuda" if device.type == "cuda" else "sdpa")
+    if name != "auto":
+        _require_runnable(name, machine, dtype)
+        return name, "asked for by name"
+    if machine.capability is None:
+        return "sdpa", f"the fastest on {machine.device.type}"
+    if machine.capability[0] == FLASH_ATTN_AUTO_MAJOR and dtype in FLASH_ATTN_DTYPES:
+        if machine.has_flash_attn:
+            return "flash-attn", "installed, and written for Ampere and Ada"
+        return "cuda", "flash-attn is not installed"
+    return "cuda", f"the fastest on {machine.device.type}"
+
+
+def _require_runnable(name: str, machine: Machine, dtype: torch.dtype) -> None:
+    if name == "sdpa":
+        return
+    if machine.capability is None:
+        raise ValueError(f"attention backend {name!r} needs a CUDA device, not {machine.device.type}")
+    if name != "flash-attn":
+        return
+    if machine.capability < FLASH_ATTN_MIN_CAPABILITY:
+        major, minor = machine.capability
+        raise ValueError(
+            f"attention backend 'flash-attn' needs compute capability 8.0 or newer, not {major}.{minor}"
+        )
+    if not machine.has_flash_attn:
+        raise ValueError("attention backend 'flash-attn' needs the package flash-attn (extra: gpu)")
+    if dtype not in FLASH_ATTN_DTYPES:
+        used = str(dtype).removeprefix("torch.")
+        raise ValueError(f"attention backend 'flash-attn' needs dtype bfloat16 or float16, not {used}")
+
+
+def select_backend(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> AttentionBackend:
+    """Choose the backend by name ("auto" chooses for the device) and log the choice and its reason."""
+    chosen, reason = choose_backend(name, Machine.of(device), dtype)
     log.info("attention backend: %s (%s)", chosen, reason)
     # Imported here, so that a backend whose kernels this machine lacks is never imported.
     if chosen == "cuda":
         from llm_service.attention.cuda import CudaBackend
 
         return CudaBackend(device)
+    if chosen == "flash-attn":
+        from llm_service.attention.flash import FlashBackend, FlashKernels
+
+        return FlashBackend(FlashKernels.installed())
     from llm_service.attention.sdpa import SdpaBackend
 
     return SdpaBackend(device)

@@ -44,10 +44,10 @@ class SdpaBackend:
     """Keeps one scratch buffer for gathered keys and one for values, shared by all layers."""
 
     name = "sdpa"
-    block_size = BLOCK_SIZE
     supports_graphs = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, block_size: int = BLOCK_SIZE) -> None:
+        self.block_size = block_size
         self._max_slots = MAX_GATHERED_SLOTS.get(device.type, MAX_GATHERED_SLOTS_ELSEWHERE)
         self._scratch: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -62,10 +62,10 @@ class SdpaBackend:
         decodes = [i for i, query_len in enumerate(metadata.query_lens) if query_len == 1]
         chunks = [i for i, query_len in enumerate(metadata.query_lens) if query_len > 1]
         groups = [
-            _decode_group(metadata, [starts[i] for i in members], members, device)
+            self._decode_group(metadata, [starts[i] for i in members], members, device)
             for members in self._decode_groups(metadata, decodes)
         ]
-        groups += [_chunk_group(metadata, starts[i], i, device) for i in chunks]
+        groups += [self._chunk_group(metadata, starts[i], i, device) for i in chunks]
         return SdpaPlan(metadata.slot_mapping.to(device), groups)
 
     def plan_decode(
@@ -104,8 +104,8 @@ class SdpaBackend:
 
     def _decode_groups(self, metadata: AttentionMetadata, decodes: list[int]) -> Iterator[list[int]]:
         """Split decodes so that each group's padded context fits the gather limit."""
-        widths = {i: _num_blocks(metadata.context_lens[i]) for i in decodes}
-        limit = self._max_slots // BLOCK_SIZE
+        widths = {i: self._num_blocks(metadata.context_lens[i]) for i in decodes}
+        limit = self._max_slots // self.block_size
         if len(decodes) * max(widths.values(), default=0) > limit:
             # Neighbours of like length waste least on padding; otherwise keep the batch's order.
             decodes = sorted(decodes, key=widths.__getitem__, reverse=True)
@@ -113,6 +113,51 @@ class SdpaBackend:
             count = max(1, limit // max(widths[i] for i in decodes))
             yield decodes[:count]
             decodes = decodes[count:]
+
+    def _num_blocks(self, context_len: int) -> int:
+        return -(-context_len // self.block_size)
+
+    def _decode_group(
+        self, metadata: AttentionMetadata, rows: list[int], members: list[int], device: torch.device
+    ) -> _Group:
+        """Decodes side by side, each context padded to the longest with the group's first block."""
+        context_lens = [metadata.context_lens[i] for i in members]
+        longest = max(context_lens)
+        width = self._num_blocks(longest)
+        tables = [metadata.block_tables[i][: self._num_blocks(metadata.context_lens[i])] for i in members]
+        padded = [block for table in tables for block in table + table[:1] * (width - len(table))]
+        mask = None
+        if min(context_lens) < longest:
+            lens = torch.tensor(context_lens, device=device).view(-1, 1, 1, 1)
+            mask = _mask(torch.arange(longest, device=device) < lens)
+        is_run = rows == list(range(rows[0], rows[0] + len(rows)))
+        return _Group(
+            rows=slice(rows[0], rows[0] + len(rows)) if is_run else torch.tensor(rows, device=device),
+            num_sequences=len(members),
+            query_len=1,
+            blocks=_block_index(padded, device),
+            context_len=longest,
+            mask=mask,
+        )
+
+    def _chunk_group(
+        self, metadata: AttentionMetadata, start: int, member: int, device: torch.device
+    ) -> _Group:
+        """One prefill chunk. The mask is explicit unless the chunk is the whole context:
+        SDPA's is_causal is aligned top-left, wrong for a later chunk."""
+        query_len, context_len = metadata.query_lens[member], metadata.context_lens[member]
+        mask = None
+        if context_len > query_len:
+            positions = torch.arange(context_len, device=device)
+            mask = _mask(positions <= positions[context_len - query_len :, None])
+        return _Group(
+            rows=slice(start, start + query_len),
+            num_sequences=1,
+            query_len=query_len,
+            blocks=_block_index(metadata.block_tables[member][: self._num_blocks(context_len)], device),
+            context_len=context_len,
+            mask=mask,
+        )
 
     def _attend(self, query: torch.Tensor, cache: LayerCache, group: _Group) -> torch.Tensor:
         """Attend `group`'s rows [num_rows, num_heads, head_dim] to their cached context."""
@@ -155,52 +200,6 @@ class SdpaBackend:
             scratch = blocks.new_empty(shape), blocks.new_empty(shape)
             self._scratch = scratch
         return scratch[0][:num_blocks], scratch[1][:num_blocks]
-
-
-def _num_blocks(context_len: int) -> int:
-    return -(-context_len // BLOCK_SIZE)
-
-
-def _decode_group(
-    metadata: AttentionMetadata, rows: list[int], members: list[int], device: torch.device
-) -> _Group:
-    """Decodes side by side, each context padded to the longest with the group's first block."""
-    context_lens = [metadata.context_lens[i] for i in members]
-    longest = max(context_lens)
-    width = _num_blocks(longest)
-    tables = [metadata.block_tables[i][: _num_blocks(metadata.context_lens[i])] for i in members]
-    padded = [block for table in tables for block in table + table[:1] * (width - len(table))]
-    mask = None
-    if min(context_lens) < longest:
-        lens = torch.tensor(context_lens, device=device).view(-1, 1, 1, 1)
-        mask = _mask(torch.arange(longest, device=device) < lens)
-    is_run = rows == list(range(rows[0], rows[0] + len(rows)))
-    return _Group(
-        rows=slice(rows[0], rows[0] + len(rows)) if is_run else torch.tensor(rows, device=device),
-        num_sequences=len(members),
-        query_len=1,
-        blocks=_block_index(padded, device),
-        context_len=longest,
-        mask=mask,
-    )
-
-
-def _chunk_group(metadata: AttentionMetadata, start: int, member: int, device: torch.device) -> _Group:
-    """One prefill chunk. The mask is explicit unless the chunk is the whole context:
-    SDPA's is_causal is aligned top-left, wrong for a later chunk."""
-    query_len, context_len = metadata.query_lens[member], metadata.context_lens[member]
-    mask = None
-    if context_len > query_len:
-        positions = torch.arange(context_len, device=device)
-        mask = _mask(positions <= positions[context_len - query_len :, None])
-    return _Group(
-        rows=slice(start, start + query_len),
-        num_sequences=1,
-        query_len=query_len,
-        blocks=_block_index(metadata.block_tables[member][: _num_blocks(context_len)], device),
-        context_len=context_len,
-        mask=mask,
-    )
 
 
 def _block_index(blocks: list[int], device: torch.device) -> slice | torch.Tensor:

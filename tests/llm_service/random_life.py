@@ -7,11 +7,11 @@ import random
 from tests.llm_service.fakes import VOCAB_SIZE, Tile, World, alone, outputs
 
 
-def random_parts(rng, names):
+def random_parts(rng, names, scale):
     parts = []
     for _ in range(rng.randint(1, 4)):
         if rng.random() < 0.5:
-            parts.append(rng.randint(1, 7))
+            parts.append(scale * rng.randint(1, 7))
         else:
             picture = rng.choice(names)
             parts += [Tile(f"{picture}{i}", rng.choice([3, 4, 8])) for i in range(rng.randint(1, 3))]
@@ -20,32 +20,44 @@ def random_parts(rng, names):
 
 
 class RandomLife:
-    """Arrivals, late tiles and aborts in random order; what finishes must equal what it gives alone."""
+    """Arrivals, late tiles and aborts in random order; what finishes must equal what it gives alone.
+
+    With `scale`, texts, contexts and budgets are that many times as long; pictures are not.
+    """
 
     def __init__(
-        self, seed, make_world=World, make_reference=World, vocab_size=VOCAB_SIZE, block_size=4, **options
+        self,
+        seed,
+        make_world=World,
+        make_reference=World,
+        vocab_size=VOCAB_SIZE,
+        block_size=4,
+        scale=1,
+        **options,
     ):
         rng = self.rng = random.Random(seed)
         self.make_reference = make_reference
         self.vocab_size = vocab_size
+        self.scale = scale
+        self.max_model_len = 56 * scale
         self.world = make_world(
-            num_blocks=-(-rng.choice([14, 20, 40]) * 4 // block_size),
+            num_blocks=-(-rng.choice([14, 20, 40]) * 4 * scale // block_size),
             block_size=block_size,
             num_slots=rng.choice([1, 2, 3, 8]),
             max_num_seqs=rng.choice([1, 3, 16]),
-            budget=rng.choice([16, 24, 64]),
-            threshold=rng.choice([0, 0, 5]),
+            budget=scale * rng.choice([16, 24, 64]),
+            threshold=scale * rng.choice([0, 0, 5]),
             prefix_caching=rng.random() < 0.7,
             encoding_overlap=rng.random() < 0.7,
-            min_overlap_tokens=rng.choice([1, 1, 6, 100]),
-            max_model_len=56,
+            min_overlap_tokens=scale * rng.choice([1, 1, 6, 100]),
+            max_model_len=self.max_model_len,
             **options,
         )
         self.requests = {}
         self.aborted = set()
 
     def arrive(self):
-        parts = random_parts(self.rng, ["cat", "dog", "owl"])
+        parts = random_parts(self.rng, ["cat", "dog", "owl"], self.scale)
         options = {
             "n": self.rng.choice([1, 1, 1, 2, 3]),
             "seed": self.rng.choice([None, 5]),
@@ -57,8 +69,8 @@ class RandomLife:
             "presence_penalty": self.rng.choice([0.0, 0.0, -2.0]),
         }
         length = sum(p.num_tokens if isinstance(p, Tile) else p for p in parts)
-        if length < 50:
-            max_tokens = min(self.rng.randint(1, 12), 56 - length)
+        if length < self.max_model_len - 6:
+            max_tokens = min(self.rng.randint(1, 12), self.max_model_len - length)
             group = self.world.add(parts, max_tokens, priority=self.rng.choice([0, 0, 0, 1, -1]), **options)
             self.requests[group] = (parts, max_tokens, options)
 

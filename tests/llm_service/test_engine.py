@@ -5,11 +5,15 @@ import time
 import pytest
 import torch
 
+from llm_service.attention.flash import FlashBackend
+from llm_service.attention.sdpa import SdpaBackend
 from llm_service.engine import MAX_OVERLAPPED_TOKENS, build_step_input
 from llm_service.messages import VisualRows
 from llm_service.sampling_params import SamplingParams
 from llm_service.sequence import QueueRank, SequenceGroup
 from tests.checkpoints import make_checkpoint
+from tests.llm_service.attention.flash_written_out import WRITTEN_OUT
+from tests.llm_service.attention.steps import CPU
 from tests.llm_service.fakes import PLACEHOLDER, VOCAB_SIZE, Tile, World, alone, outputs
 from tests.llm_service.real_world import live_and_compare, load
 
@@ -282,3 +286,13 @@ class TestOverlap:
 def test_a_thousand_random_steps_that_overlap_give_the_tokens_of_undisturbed_runs(tmp_path):
     folder = make_checkpoint(tmp_path, "qwen3", "hf")
     live_and_compare(load(folder, torch.device("cpu")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backend", [SdpaBackend(CPU, block_size=256), FlashBackend(WRITTEN_OUT)], ids=["sdpa", "flash-attn"]
+)
+def test_blocks_of_256_tokens_give_the_tokens_of_undisturbed_runs(tmp_path, backend):
+    folder = make_checkpoint(tmp_path, "qwen3", "hf")
+    # A decode rarely needs another block of this size: preemptions are few.
+    live_and_compare(load(folder, CPU, backend), scale=32, min_preemptions=2)

@@ -631,3 +631,15 @@ def test_a_random_life_changes_no_answer_and_loses_nothing(seed, overlap):
     life.live(120)
     life.world.finish(max_steps=1500)
     assert life.assert_all_as_alone() > 5
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_of_256_tokens_change_no_answer_either(seed, overlap):
+    def alone_in_large_blocks(**options):
+        return World(**{**options, "block_size": 256})
+
+    life = RandomLife(seed, make_reference=alone_in_large_blocks, block_size=256, scale=32, overlap=overlap)
+    life.live(120)
+    life.world.finish(max_steps=1500)
+    assert life.assert_all_as_alone() > 5

@@ -5,13 +5,19 @@ import random
 import torch
 
 from llm_service.attention.base import AttentionMetadata
-from llm_service.attention.sdpa import SdpaBackend
+from llm_service.attention.sdpa import BLOCK_SIZE
 from llm_service.kv_cache import LayerCache
 
 HEAD_DIM = 8
 NUM_BLOCKS = 400
-BLOCK_SIZE = SdpaBackend.block_size
 CPU = torch.device("cpu")
+
+
+def random_lengths(seed, histories):
+    """(query_len, context_len) of a few sequences."""
+    chooser = random.Random(seed)
+    queries = chooser.choices([1, 1, 2, 16, 19], k=chooser.randint(1, 6))
+    return [(query, query + chooser.choice(histories)) for query in queries]
 
 
 def naive_attention(query, keys, values):
@@ -37,14 +43,16 @@ class Step:
         seed=0,
         head_dim=HEAD_DIM,
         num_blocks=NUM_BLOCKS,
+        block_size=BLOCK_SIZE,
     ):
         generator = torch.Generator().manual_seed(seed)
         self.lengths = lengths
+        self.block_size = block_size
 
         def random_tensor(tokens, heads):
             return torch.randn(tokens, heads, head_dim, generator=generator)
 
-        shape = (num_blocks, BLOCK_SIZE, num_kv_heads, head_dim)
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
         self.cache = LayerCache(
             torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
         )
@@ -60,15 +68,14 @@ class Step:
             random.Random(seed).shuffle(free)
         tables = []
         for _, context in self.lengths:
-            count = -(-context // BLOCK_SIZE)
+            count = -(-context // self.block_size)
             tables.append(free[:count])
             free = free[count:]
         return tables
 
     def slots(self, i, start, end):
-        table = self.tables[i]
-        positions = range(start, end)
-        return [table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+        table, size = self.tables[i], self.block_size
+        return [table[p // size] * size + p % size for p in range(start, end)]
 
     def fill_history(self):
         for i, (query, context) in enumerate(self.lengths):
@@ -103,7 +110,7 @@ class Step:
     def spoil_behind_contexts(self, number):
         """Fill the slots of the sequences' blocks that lie behind their contexts."""
         for i, (_, context) in enumerate(self.lengths):
-            stale = self.slots(i, context, len(self.tables[i]) * BLOCK_SIZE)
+            stale = self.slots(i, context, len(self.tables[i]) * self.block_size)
             self.cache.key.flatten(0, 1)[stale] = number
             self.cache.value.flatten(0, 1)[stale] = number
 
@@ -120,6 +127,45 @@ class Step:
     def expected(self):
         triples = zip(self.queries, self.keys, self.values, strict=True)
         return torch.cat([naive_attention(*triple) for triple in triples])
+
+
+class Decodes:
+    """Device tensors of a batch of decodes as a CUDA graph holds them, to be filled step by step."""
+
+    def __init__(self, batch, max_blocks, step, dtype, device):
+        self.step, self.device = step, device
+        self.cache = step.cache_on(device)
+        self.slots = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.tables = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
+        self.lens = torch.zeros(batch, dtype=torch.int32, device=device)
+        shape = (batch, *step.queries[0].shape[1:])
+        self.query = torch.zeros(shape, dtype=dtype, device=device)
+
+    def fill(self, members):
+        """Members of `step` whose whole contexts are cached, at random rows; returns what to expect."""
+        rows = random.Random(0).sample(range(len(self.lens)), len(members))
+        expected = torch.zeros(self.query.shape)
+        self.lens.zero_()
+        self.tables.fill_(1 << 30)  # a padding row's blocks may be anything
+        self.query.normal_()
+        everything = self.step.expected()
+        for row, i in zip(rows, members, strict=True):
+            table = torch.tensor(self.step.tables[i], dtype=torch.int32)
+            self.tables[row, : len(table)] = table.to(self.device)
+            self.lens[row] = self.step.lengths[i][1]
+            self.query[row] = self.step.queries[i][0].to(self.device)
+            expected[row] = everything[i]
+        return expected
+
+
+def cached_decodes(context_lens, dtype, **shape):
+    """A step of decodes whose own keys and values lie in the cache already."""
+    step = Step([(1, context) for context in context_lens], **shape)
+    for i, context in enumerate(context_lens):
+        slots = torch.tensor(step.slots(i, context - 1, context))
+        step.cache.write(step.keys[i][-1:], step.values[i][-1:], slots)
+    step.spoil_behind_contexts(float("nan"))
+    return step.convert(dtype)
 
 
 MIXES = {

@@ -14,7 +14,7 @@ from llm_service.attention.sdpa import SdpaBackend
 from llm_service.attention.triton_decode import MAX_SPLITS, split_plan
 from llm_service.attention.triton_prefill import TILE_FIELDS, cut_tiles
 from tests.interpreter import INTERPRETED
-from tests.llm_service.attention.steps import BLOCK_SIZE, CPU, MIXES, Step
+from tests.llm_service.attention.steps import BLOCK_SIZE, CPU, MIXES, Decodes, Step, cached_decodes
 
 # On a GPU fp32 is multiplied as three tf32 products.
 FP32_TOLERANCE = 1e-4 if torch.cuda.is_available() else 1e-5
@@ -31,45 +31,6 @@ def assert_equals_written_out(step, device, dtype=torch.float32):
     step.convert(dtype).spoil_behind_contexts(float("nan"))
     output = step.run(CudaBackend(device), device).float()
     torch.testing.assert_close(output, exact, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
-
-
-class Decodes:
-    """Device tensors of a batch of decodes as a CUDA graph holds them, to be filled step by step."""
-
-    def __init__(self, batch, max_blocks, step, dtype, device):
-        self.step, self.device = step, device
-        self.cache = step.cache_on(device)
-        self.slots = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.tables = torch.zeros(batch, max_blocks, dtype=torch.int32, device=device)
-        self.lens = torch.zeros(batch, dtype=torch.int32, device=device)
-        shape = (batch, *step.queries[0].shape[1:])
-        self.query = torch.zeros(shape, dtype=dtype, device=device)
-
-    def fill(self, members):
-        """Members of `step` whose whole contexts are cached, at random rows; returns what to expect."""
-        rows = random.Random(0).sample(range(len(self.lens)), len(members))
-        expected = torch.zeros(self.query.shape)
-        self.lens.zero_()
-        self.tables.fill_(1 << 30)  # a padding row's blocks may be anything
-        self.query.normal_()
-        everything = self.step.expected()
-        for row, i in zip(rows, members, strict=True):
-            table = torch.tensor(self.step.tables[i], dtype=torch.int32)
-            self.tables[row, : len(table)] = table.to(self.device)
-            self.lens[row] = self.step.lengths[i][1]
-            self.query[row] = self.step.queries[i][0].to(self.device)
-            expected[row] = everything[i]
-        return expected
-
-
-def cached_decodes(context_lens, dtype, **shape):
-    """A step of decodes whose own keys and values lie in the cache already."""
-    step = Step([(1, context) for context in context_lens], **shape)
-    for i, context in enumerate(context_lens):
-        slots = torch.tensor(step.slots(i, context - 1, context))
-        step.cache.write(step.keys[i][-1:], step.values[i][-1:], slots)
-    step.spoil_behind_contexts(float("nan"))
-    return step.convert(dtype)
 
 
 @interpreted

@@ -1,0 +1,1 @@
+"""Builds the part of flash-attn that Tessera uses, from the package's source distribution."""
