@@ -23,6 +23,6 @@ def test_tokens_and_stages_are_counted() -> None:
         ]
 
     before = read()
-    timings = GenerationTimings(1, 2, 3, 4_000_000_000, 5, 6)
+    timings = GenerationTimings(1, 2, 3, 4_000_000_000, 1, 5, 6)
     count_usage(GenerationUsage(100, 64, 30, 7, timings))
     assert [new - old for new, old in zip(read(), before, strict=True)] == pytest.approx([30, 70, 7, 4])
