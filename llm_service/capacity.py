@@ -14,6 +14,7 @@ from llm_service.parallel import TensorParallel
 from protos.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT8_CAPABILITY = (8, 9)
 MIN_SLOTS = 2
 MAX_SLOTS = 4096
 GPU_NUM_SEQS, CPU_NUM_SEQS = 256, 64
@@ -55,6 +56,31 @@ def resolve_dtype(dtype: str, checkpoint: Checkpoint) -> torch.dtype:
         if named in DTYPES:
             return DTYPES[named]
     return torch.bfloat16
+
+
+def gpu_capability(device: torch.device) -> tuple[int, int] | None:
+    """CUDA's compute capability; None where the device is no GPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def check_quantization(quantization: str, capability: tuple[int, int] | None, dtype: torch.dtype) -> None:
+    """Raises ValueError where a GPU of this capability, or none, cannot compute so with this element type."""
+    if quantization == "none":
+        return
+    if capability is None:
+        raise ValueError(f"quantization {quantization} needs a GPU, the device is cpu")
+    if capability < FLOAT8_CAPABILITY:
+        raise ValueError(
+            f"quantization {quantization} needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or "
+            f"newer, this one has {_dotted(capability)}"
+        )
+    if dtype is not torch.bfloat16:  # torch._scaled_mm with scales of rows gives nothing else
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"quantization {quantization} needs dtype bfloat16, got {name}")
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 def resolve_limits(config: EngineConfig, device: torch.device) -> EngineConfig:

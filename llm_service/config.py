@@ -13,6 +13,7 @@ LOAD_FORMATS = ("auto", "dummy")
 DEVICES = ("auto", "cpu", "cuda")
 ATTENTION_BACKENDS = ("auto", "sdpa", "cuda", "flash-attn")
 CUDA_GRAPHS = ("auto", "off")
+QUANTIZATIONS = ("none", "fp8")
 GENERATION_CONFIGS = ("auto", "none")
 # Beside the pictures a request has text and settings.
 MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)
@@ -28,6 +29,13 @@ class EngineConfig:
     device: str = field(default="auto", metadata={"help": "cpu or cuda; auto: cuda where there is one"})
     load_format: str = field(
         default="auto", metadata={"help": "auto reads the weights, dummy makes random ones on the device"}
+    )
+    quantization: str = field(
+        default="none",
+        metadata={
+            "help": "fp8: the layers' matrices in float8, made as they are loaded, and the activations of "
+            "prefills; embedding and output matrix stay as they are. For GPUs of capability 8.9 and newer"
+        },
     )
     tensor_parallel_size: int = field(default=1, metadata={"help": "engine processes that share each layer"})
     attention_backend: str = field(
@@ -89,6 +97,7 @@ class EngineConfig:
         _require_one_of("load_format", self.load_format, LOAD_FORMATS)
         _require_one_of("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         _require_one_of("cuda_graphs", self.cuda_graphs, CUDA_GRAPHS)
+        _require_one_of("quantization", self.quantization, QUANTIZATIONS)
         for name in ("tensor_parallel_size", "max_waiting"):
             _require_at_least(name, getattr(self, name), 1)
         for name in (

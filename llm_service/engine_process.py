@@ -22,7 +22,15 @@ import torch
 from llm_service import parallel as tensor_parallel
 from llm_service.attention.base import AttentionBackend, select_backend
 from llm_service.block_manager import BlockManager
-from llm_service.capacity import Capacity, plan_capacity, resolve_device, resolve_dtype, resolve_limits
+from llm_service.capacity import (
+    Capacity,
+    check_quantization,
+    gpu_capability,
+    plan_capacity,
+    resolve_device,
+    resolve_dtype,
+    resolve_limits,
+)
 from llm_service.config import EngineConfig
 from llm_service.cuda_launcher import CudaLauncher, build_cuda_launcher
 from llm_service.engine import Engine
@@ -74,6 +82,7 @@ class Rank:
         self.config = resolve_limits(config, self.device)
         self._step_bytes = 0  # of a GPU, once rehearsed
         self.dtype = resolve_dtype(config.dtype, checkpoint)
+        check_quantization(config.quantization, gpu_capability(self.device), self.dtype)
         self.model_config = DecoderConfig.from_checkpoint(checkpoint)
         self.parallel: TensorParallel = tensor_parallel.init(
             settings.rank,
@@ -90,6 +99,7 @@ class Rank:
             self.device,
             self.dtype,
             config.load_format,
+            config.quantization,
         )
 
     def rehearse(self) -> None:

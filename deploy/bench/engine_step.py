@@ -38,9 +38,15 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,64,256")
     parser.add_argument("--samplings", default="greedy", help=f"some of {','.join(SAMPLINGS)}")
     parser.add_argument("--cuda-graphs", default="auto")
+    parser.add_argument("--quantization", default="none")
     arguments = parser.parse_args()
     logging.basicConfig(level="INFO")
-    config = EngineConfig(load_format="dummy", max_model_len=4096, cuda_graphs=arguments.cuda_graphs)
+    config = EngineConfig(
+        load_format="dummy",
+        max_model_len=4096,
+        cuda_graphs=arguments.cuda_graphs,
+        quantization=arguments.quantization,
+    )
     checkpoint = open_checkpoint(arguments.folder)
     rank = Rank(EngineSettings(arguments.folder, config, 0, "", "", "", "INFO"), checkpoint)
     rank.rehearse()

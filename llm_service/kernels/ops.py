@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llm_service.kv_cache import LayerCache
+from llm_service.model.float8 import dequantize
 from llm_service.model.rope import RotaryTable, rotate
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,18 @@ class Ops(Protocol):
 
     name: str
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """[num_rows, in] x [out, in] (+ [out]) -> [num_rows, out]."""
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[num_rows, in] x [out, in] (+ [out]) -> [num_rows, out].
+
+        With `scale` [out], fp32, the weight is in float8 and a row of it stands for scale times its values;
+        x may then be rounded to float8 likewise.
+        """
 
     def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Of the last dimension, in Llama's order: fp32, cast, times the weight."""
@@ -60,8 +71,16 @@ class TorchOps:
 
     name = "torch"
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """See Ops.linear."""
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See Ops.linear; x is never rounded."""
+        if scale is not None:
+            weight = dequantize(weight, scale, x.dtype)
         return F.linear(x, weight, bias)
 
     def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from llm_service.kernels.argmax import argmax
+from llm_service.kernels.float8 import float8_linear
 from llm_service.kernels.fused import add_rms_norm, rms_norm, rotate_and_cache, silu_mul
-from llm_service.kernels.linear_small import SmallLinear
+from llm_service.kernels.linear_small import MAX_TILED_ROWS, SmallLinear
 from llm_service.kv_cache import LayerCache
 from llm_service.model.rope import RotaryTable
 
@@ -32,9 +33,17 @@ class TritonOps:
         self._launch = {"launch_pdl": True} if overlap else None
         self._linear = SmallLinear(device, self._launch)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """See Ops.linear."""
-        return self._linear(x, weight, bias)
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See Ops.linear; x is rounded to float8 where its rows are more than MAX_TILED_ROWS."""
+        if scale is not None and len(x) > MAX_TILED_ROWS:
+            return float8_linear(x, weight, bias, scale, self._launch)
+        return self._linear(x, weight, bias, scale)
 
     def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """See Ops.rms_norm."""

@@ -124,6 +124,11 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(size, eps=eps, dtype=dtype, device=device)
         self.mlp = MLP(config, parallel, dtype, device)
 
+    def quantize(self) -> None:
+        """Hold the four matrices in float8; call before they are filled."""
+        for linear in (self.attention.qkv, self.attention.o, self.mlp.gate_up, self.mlp.down):
+            linear.quantize()
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -151,17 +156,25 @@ class Decoder(nn.Module):
         backend: AttentionBackend,
         dtype: torch.dtype,
         device: torch.device,
+        quantized: bool = False,
     ) -> None:
-        """Weights are uninitialised; weights.load_decoder fills them."""
+        """Weights are uninitialised; weights.load_decoder fills them.
+
+        With `quantized`, the layers' matrices are held in float8. Embedding and output matrix are not: of the
+        former a step reads a few rows, and errors of the latter go straight into the logits.
+        """
         super().__init__()
         self.config = config
         self.embedding = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, parallel=parallel, dtype=dtype, device=device
         )
         self.rope = RotaryTable(config.rope, config.head_dim, config.max_position_embeddings, dtype, device)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, parallel, backend, dtype, device) for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(config.num_layers):
+            layer = DecoderLayer(config, parallel, backend, dtype, device)
+            if quantized:
+                layer.quantize()  # each at once: never is more than one held in `dtype`
+            self.layers.append(layer)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
         self.head = VocabParallelHead(
             config.hidden_size, config.vocab_size, parallel=parallel, dtype=dtype, device=device

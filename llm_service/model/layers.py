@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llm_service.kernels.ops import TORCH_OPS, Ops
+from llm_service.model.float8 import FLOAT8, MULTIPLE, quantize_rows
 from llm_service.parallel import TensorParallel
 
 # Rows that the packed layout is chosen for; measured best from 1 to 256 rows alike (a hint of 1 is not).
@@ -21,9 +22,13 @@ def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Param
 
 def fill(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copy with conversion; shapes must be equal, broadcasting would hide a wrong checkpoint."""
+    expect_shape(target, source)
+    target.copy_(source)
+
+
+def expect_shape(target: torch.Tensor, source: torch.Tensor) -> None:
     if target.shape != source.shape:
         raise ValueError(f"shape is {list(source.shape)}, the config says {list(target.shape)}")
-    target.copy_(source)
 
 
 def expect_rows(tensor: torch.Tensor, rows: int) -> None:
@@ -95,10 +100,29 @@ class Linear(nn.Module):
         self.weight = parameter(out_features, in_features, dtype=dtype, device=device)
         self.bias = parameter(out_features, dtype=dtype, device=device) if bias else None
         self.packed: torch.Tensor | None = None
+        self.scale: torch.Tensor | None = None  # [out_features] fp32, where the weight is in float8
+
+    def quantize(self) -> None:
+        """Hold the weight in float8, if the GPU multiplies by this shape; call before it is put in."""
+        rows, columns = self.weight.shape
+        if rows % MULTIPLE or columns % MULTIPLE:
+            return
+        device = self.weight.device
+        self.weight = parameter(rows, columns, dtype=FLOAT8, device=device)
+        self.scale = torch.empty(rows, dtype=torch.float32, device=device)
+
+    def put(self, kind: str, source: torch.Tensor, rows: slice = slice(None)) -> None:
+        """Copy rows of the weight or of the bias in, converted or quantised to what this layer holds."""
+        target = self.get_parameter(kind)[rows]
+        if kind == "bias" or self.scale is None:
+            fill(target, source)
+            return
+        expect_shape(target, source)
+        quantize_rows(source, target, self.scale[rows])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.packed is None:
-            return self.ops.linear(x, self.weight, self.bias)
+            return self.ops.linear(x, self.weight, self.bias, self.scale)
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return output
 
@@ -160,7 +184,7 @@ class QKVLinear(Linear):
         expect_rows(tensor, num_heads * self.head_dim)
         source = tensor[heads.start * self.head_dim : heads.stop * self.head_dim]
         start = first * self.head_dim
-        fill(self.get_parameter(kind)[start : start + len(source)], source)
+        self.put(kind, source, slice(start, start + len(source)))
 
 
 class GateUpLinear(Linear):
@@ -184,8 +208,8 @@ class GateUpLinear(Linear):
     def load(self, part: str, kind: str, tensor: torch.Tensor) -> None:
         """`part` is "gate" or "up"; `tensor` holds all rows."""
         expect_rows(tensor, self.intermediate_size)
-        gate, up = self.get_parameter(kind).chunk(2)
-        fill(gate if part == "gate" else up, tensor[self.share])
+        half = self.share.stop - self.share.start
+        self.put(kind, tensor[self.share], slice(half) if part == "gate" else slice(half, None))
 
 
 class RowParallelLinear(Linear):
@@ -209,11 +233,11 @@ class RowParallelLinear(Linear):
 
     def load(self, part: str, kind: str, tensor: torch.Tensor) -> None:
         if kind == "bias":
-            fill(self.get_parameter(kind), tensor if self.parallel.rank == 0 else tensor * 0)
+            self.put(kind, tensor if self.parallel.rank == 0 else tensor * 0)
             return
         if tensor.shape[1:] != (self.in_features,):
             raise ValueError(f"shape is {list(tensor.shape)}, needs {self.in_features} columns")
-        fill(self.weight, tensor[:, self.share])
+        self.put(kind, tensor[:, self.share])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.parallel.all_reduce(super().forward(x))

@@ -17,6 +17,7 @@ from llm_service.parallel import TensorParallel
 from protos.checkpoint import Checkpoint, CheckpointError, listing
 
 LOAD_FORMATS = ("auto", "dummy")
+QUANTIZATIONS = ("none", "fp8")
 DUMMY_STD = 0.02
 # (prefix of the body, prefix of the output matrix): the original and old -HF names, then today's -HF.
 PREFIXES = (
@@ -88,19 +89,24 @@ def load_decoder(
     device: torch.device,
     dtype: torch.dtype,
     load_format: str = "auto",
+    quantization: str = "none",
 ) -> Decoder:
     """Build the decoder and fill it; "dummy" makes random weights on the device and reads no tensor.
 
+    With "fp8" the layers' matrices become float8 as they come in: they are never whole in `dtype`.
+
     Raises:
         CheckpointError: tensors are missing, unused or of another shape than the config says.
-        ValueError: unknown `load_format`, or a dimension that the ranks cannot share.
+        ValueError: unknown `load_format` or `quantization`, or a dimension that the ranks cannot share.
     """
     if load_format not in LOAD_FORMATS:
         raise ValueError(f"load_format is {load_format!r}; known: {', '.join(LOAD_FORMATS)}")
-    decoder = Decoder(config, parallel, backend, dtype, device).eval()
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization is {quantization!r}; known: {', '.join(QUANTIZATIONS)}")
+    decoder = Decoder(config, parallel, backend, dtype, device, quantization == "fp8").eval()
     with torch.inference_mode():
         if load_format == "dummy":
-            _randomise(decoder)
+            randomise(decoder, dtype)
         else:
             _load(decoder, checkpoint)
         decoder.pack()
@@ -188,8 +194,8 @@ def _unpack(tensor: torch.Tensor, config: DecoderConfig) -> Iterator[tuple[str, 
     yield "v", groups[:, queries + 1].flatten(0, 1)
 
 
-def _randomise(decoder: Decoder) -> None:
-    """Weights that keep activations finite at any depth; the same on every run."""
+def randomise(decoder: Decoder, dtype: torch.dtype) -> None:
+    """Weights that keep activations finite at any depth; the same on every run, quantised or not."""
     device = next(decoder.parameters()).device
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in decoder.named_parameters():
@@ -197,5 +203,9 @@ def _randomise(decoder: Decoder) -> None:
             parameter.zero_()
         elif "norm" in name:
             parameter.fill_(1)
-        else:
+        elif parameter.dtype is dtype:
             parameter.normal_(0, DUMMY_STD, generator=generator)
+        else:
+            module, _, kind = name.rpartition(".")
+            random = torch.empty_like(parameter, dtype=dtype).normal_(0, DUMMY_STD, generator=generator)
+            decoder.get_submodule(module).put(kind, random)  # type: ignore[operator]

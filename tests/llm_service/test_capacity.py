@@ -9,6 +9,7 @@ import torch
 from llm_service.capacity import (
     MAX_SLOTS,
     MIN_SLOTS,
+    check_quantization,
     plan_capacity,
     resolve_device,
     resolve_dtype,
@@ -119,6 +120,25 @@ def test_auto_is_the_checkpoints_element_type(config, dtype):
 def test_the_defaults_of_a_step_are_the_devices_and_give_way_to_what_was_set(settings, device, limits):
     config = resolve_limits(EngineConfig(**settings), torch.device(device))
     assert (config.max_num_seqs, config.max_num_batched_tokens, config.min_overlap_tokens) == limits
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "message"),
+    [
+        (None, torch.bfloat16, "fp8 needs a GPU, the device is cpu"),
+        ((8, 6), torch.bfloat16, r"fp8 needs a GPU of compute capability 8\.9 or newer, this one has 8\.6"),
+        ((9, 0), torch.float16, "fp8 needs dtype bfloat16, got float16"),
+    ],
+)
+def test_float8_where_it_cannot_be_computed_is_an_error(capability, dtype, message):
+    check_quantization("none", capability, dtype)
+    with pytest.raises(ValueError, match=message):
+        check_quantization("fp8", capability, dtype)
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0), (12, 0)])
+def test_float8_is_for_ada_and_newer(capability):
+    check_quantization("fp8", capability, torch.bfloat16)
 
 
 def test_devices():

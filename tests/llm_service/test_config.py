@@ -30,6 +30,7 @@ def test_the_model_is_named_as_it_was_given_unless_told_otherwise() -> None:
         ("load_format", "pickle"),
         ("attention_backend", "zzz"),
         ("cuda_graphs", "on"),
+        ("quantization", "int4"),
         ("tensor_parallel_size", 0),
         ("max_num_seqs", -1),
         ("max_num_batched_tokens", -1),

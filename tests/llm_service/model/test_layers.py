@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llm_service.model.float8 import FLOAT8, dequantize, quantize_rows
 from llm_service.model.layers import (
     GateUpLinear,
     Linear,
@@ -95,3 +96,60 @@ def test_a_tensor_of_another_shape_is_refused(shape):
     layer = RowParallelLinear(6, 4, bias=False, parallel=TensorParallel(), **PLACE)
     with pytest.raises(ValueError, match="shape|columns"):
         layer.load("", "weight", torch.zeros(shape))
+
+
+def in_float8(weight):
+    """The weight as a quantised layer multiplies by it."""
+    values, scale = torch.empty(weight.shape, dtype=FLOAT8), torch.empty(len(weight))
+    quantize_rows(weight, values, scale)
+    return dequantize(values, scale, torch.float32)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_quantised_layer_holds_its_share_of_every_part_in_float8(rank):
+    parallel = TensorParallel(rank, 2)
+    qkv = QKVLinear(32, 8, 4, 8, bias=True, parallel=parallel, **PLACE)
+    gate_up = GateUpLinear(32, 96, bias=False, parallel=parallel, **PLACE)
+    down = RowParallelLinear(96, 32, bias=True, parallel=parallel, **PLACE)
+    q, k, v = torch.randn(64, 32), 5 * torch.randn(32, 32), torch.randn(32, 32) / 7
+    gate, up, columns, bias = torch.randn(96, 32), torch.randn(96, 32), torch.randn(32, 96), torch.randn(64)
+    for layer in (qkv, gate_up, down):
+        layer.quantize()
+    qkv.load("v", "weight", v)
+    qkv.load("q", "weight", q)
+    qkv.load("k", "weight", k)
+    qkv.load("q", "bias", bias)
+    gate_up.load("up", "weight", up)
+    gate_up.load("gate", "weight", gate)
+    down.load("", "weight", columns)
+    down.load("", "bias", bias[:32])
+    half = slice(rank * 48, rank * 48 + 48)
+    expected = {
+        qkv: torch.cat([part.chunk(2)[rank] for part in (q, k, v)]),
+        gate_up: torch.cat([gate[half], up[half]]),
+        down: columns[:, half],
+    }
+    for layer, weight in expected.items():
+        assert layer.weight.dtype == FLOAT8
+        assert torch.equal(dequantize(layer.weight, layer.scale, torch.float32), in_float8(weight))
+    assert torch.equal(qkv.bias[:32], bias.chunk(2)[rank])
+    assert torch.equal(down.bias, bias[:32] if rank == 0 else torch.zeros(32))
+    x = torch.randn(3, 32)
+    product = F.linear(x, in_float8(expected[gate_up]))
+    torch.testing.assert_close(gate_up(x), product)
+
+
+@pytest.mark.parametrize("rows, columns", [(24, 32), (32, 24)])
+def test_a_shape_that_the_gpu_does_not_multiply_in_float8_stays_as_it_is(rows, columns):
+    layer = Linear(columns, rows, bias=False, **PLACE)
+    layer.quantize()
+    weight = torch.randn(rows, columns)
+    layer.put("weight", weight)
+    assert layer.scale is None and torch.equal(layer.weight, weight)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_a_quantised_layer_too():
+    layer = RowParallelLinear(32, 16, bias=False, parallel=TensorParallel(), **PLACE)
+    layer.quantize()
+    with pytest.raises(ValueError, match=r"shape is \[1, 32\], the config says \[16, 32\]"):
+        layer.load("", "weight", torch.zeros(1, 32))

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_service.attention.base import select_backend
 from llm_service.model.config import DecoderConfig
+from llm_service.model.float8 import FLOAT8, dequantize
 from llm_service.model.weights import load_decoder
 from llm_service.parallel import TensorParallel
 from protos.checkpoint import CheckpointError, open_checkpoint
@@ -147,3 +148,49 @@ def test_an_unknown_load_format_is_refused(tmp_path):
     place = (select_backend("auto", CPU), CPU, torch.float32)
     with pytest.raises(ValueError, match="'pickle'.*auto, dummy"):
         load_decoder(checkpoint, config, TensorParallel(), *place, load_format="pickle")
+
+
+def load_quantised(folder, quantization, load_format="auto"):
+    checkpoint = open_checkpoint(str(folder))
+    config = DecoderConfig.from_checkpoint(checkpoint)
+    place = (select_backend("auto", CPU), CPU, torch.float32)
+    return load_decoder(checkpoint, config, TensorParallel(), *place, load_format, quantization)
+
+
+def linears(decoder):
+    for layer in decoder.layers:
+        yield from (layer.attention.qkv, layer.attention.o, layer.mlp.gate_up, layer.mlp.down)
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "internlm2"])
+def test_fp8_holds_the_layers_matrices_in_float8_and_everything_else_as_it_was(family, load_format, tmp_path):
+    folder = make_checkpoint(tmp_path, family, "chat")
+    plain, quantised = (load_quantised(folder, kind, load_format) for kind in ("none", "fp8"))
+    ours, theirs = dict(quantised.named_parameters()), dict(plain.named_parameters())
+    assert ours.keys() == theirs.keys()
+    in_float8 = {name for name, parameter in ours.items() if parameter.dtype == FLOAT8}
+    kinds = ("attention.qkv", "attention.o", "mlp.gate_up", "mlp.down")
+    indices = range(plain.config.num_layers)
+    assert in_float8 == {f"layers.{index}.{kind}.weight" for index in indices for kind in kinds}
+    for name in ours.keys() - in_float8:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_fp8_gives_the_logits_of_the_dequantised_weights_and_nearly_those_of_the_checkpoint(family, tmp_path):
+    folder = make_checkpoint(tmp_path, family, "hf")
+    quantised, rounded = load_quantised(folder, "fp8"), load_quantised(folder, "none")
+    for source, target in zip(linears(quantised), linears(rounded), strict=True):
+        weight = dequantize(source.weight, source.scale, torch.float32)
+        target.packed, target.weight = None, torch.nn.Parameter(weight, requires_grad=False)
+    step = [Runner(decoder).step({0: IDS})[0] for decoder in (quantised, rounded)]
+    torch.testing.assert_close(*step, atol=1e-4, rtol=1e-4)
+    plain = logits(folder)
+    assert 0 < (step[0] - plain).square().mean() < 0.1 * plain.square().mean()
+
+
+def test_an_unknown_quantisation_is_refused(tmp_path):
+    folder = make_checkpoint(tmp_path, "qwen2", "chat")
+    with pytest.raises(ValueError, match="quantization is 'int4'; known: none, fp8"):
+        load_quantised(folder, "int4")
