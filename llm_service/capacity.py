@@ -64,11 +64,12 @@ def gpu_capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def check_quantization(quantization: str, capability: tuple[int, int] | None, dtype: torch.dtype) -> None:
-    """Raises ValueError where a GPU of this capability, or none, cannot compute so with this element type."""
-    if quantization == "none":
+    """Raises ValueError where a GPU of this capability cannot compute so with this element type.
+
+    Without one (None) all can: the matrices are widened anew for each product.
+    """
+    if quantization == "none" or capability is None:
         return
-    if capability is None:
-        raise ValueError(f"quantization {quantization} needs a GPU, the device is cpu")
     if capability < FLOAT8_CAPABILITY:
         raise ValueError(
             f"quantization {quantization} needs a GPU of compute capability {_dotted(FLOAT8_CAPABILITY)} or "

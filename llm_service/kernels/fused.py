@@ -9,6 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from llm_service.kernels.float8 import empty_rows
+from llm_service.model.float8 import LARGEST, SMALLEST_AMAX, Float8Rows
+
 HEADS_PER_PROGRAM = 4
 SILU_BLOCK = 1024
 
@@ -20,15 +23,20 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     hidden_ptr,  # [num_rows, SIZE]
     residual_ptr,  # [num_rows, SIZE]
     weight_ptr,  # [SIZE]
-    normed_ptr,  # [num_rows, SIZE]
+    normed_ptr,  # [num_rows, SIZE], float8 where it is rounded
+    scale_ptr,  # [num_rows] fp32, where it is rounded
     sum_ptr,  # [num_rows, SIZE]
     eps,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    ROUND: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SMALLEST_AMAX: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * SIZE
+    row = tl.program_id(0)
+    start = row.to(tl.int64) * SIZE
     columns = tl.arange(0, BLOCK)
     mask = columns < SIZE
     if PDL:
@@ -36,7 +44,7 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    dtype = normed_ptr.dtype.element_ty
+    dtype = hidden_ptr.dtype.element_ty
     hidden = tl.load(hidden_ptr + start + columns, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         hidden += tl.load(residual_ptr + start + columns, mask=mask, other=0.0).to(tl.float32)
@@ -44,7 +52,13 @@ def _norm_kernel(  # type: ignore[no-untyped-def]
         tl.store(sum_ptr + start + columns, hidden.to(dtype), mask=mask)
     scale = tl.rsqrt(tl.sum(hidden * hidden, axis=0) / SIZE + eps)
     normed = (hidden * scale).to(dtype).to(tl.float32) * weight
-    tl.store(normed_ptr + start + columns, normed.to(dtype), mask=mask)
+    normed = normed.to(dtype)
+    if ROUND:
+        normed = normed.to(tl.float32)
+        amax = tl.maximum(tl.max(tl.abs(normed), axis=0), SMALLEST_AMAX)
+        tl.store(scale_ptr + row, amax / LARGEST)
+        normed = (normed * (LARGEST / amax)).to(normed_ptr.dtype.element_ty)
+    tl.store(normed_ptr + start + columns, normed, mask=mask)
 
 
 def _launch_norm(
@@ -53,10 +67,12 @@ def _launch_norm(
     weight: torch.Tensor,
     eps: float,
     launch: Launch | None,
+    rows: Float8Rows | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm goes to `rows`, if they are given."""
     size = hidden.shape[-1]
     hidden = hidden.contiguous()
-    normed = torch.empty_like(hidden)
+    normed = torch.empty_like(hidden) if rows is None else rows.values
     total = hidden if residual is None else torch.empty_like(hidden)
     block = triton.next_power_of_2(size)
     _norm_kernel[(hidden.numel() // size,)](
@@ -64,11 +80,15 @@ def _launch_norm(
         hidden if residual is None else residual.contiguous(),
         weight,
         normed,
+        weight if rows is None else rows.scale,
         total,
         eps,
         SIZE=size,
         BLOCK=block,
         HAS_RESIDUAL=residual is not None,
+        ROUND=rows is not None,
+        LARGEST=LARGEST,
+        SMALLEST_AMAX=SMALLEST_AMAX,
         PDL=bool(launch),
         num_warps=min(16, max(1, block // 512)),
         **(launch or {}),
@@ -92,6 +112,14 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm of hidden + residual, and that sum."""
     return _launch_norm(hidden, residual, weight, eps, launch)
+
+
+def norm_quantize(
+    hidden: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[Float8Rows, torch.Tensor]:
+    """The norm of hidden + residual [num_rows, size] in float8, and that sum."""
+    rows = empty_rows(*hidden.shape, hidden.device)
+    return rows, _launch_norm(hidden, residual, weight, eps, None, rows)[1]
 
 
 @triton.jit

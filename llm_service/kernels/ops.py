@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from llm_service.kv_cache import LayerCache
-from llm_service.model.float8 import dequantize
+from llm_service.model.float8 import Float8Rows, dequantize
 from llm_service.model.rope import RotaryTable, rotate
 
 log = logging.getLogger(__name__)
+
+Rows = torch.Tensor | Float8Rows  # [num_rows, size]; rounded only for the product that follows
 
 
 class Ops(Protocol):
@@ -25,7 +27,7 @@ class Ops(Protocol):
 
     def linear(
         self,
-        x: torch.Tensor,
+        x: Rows,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         scale: torch.Tensor | None = None,
@@ -36,15 +38,23 @@ class Ops(Protocol):
         x may then be rounded to float8 likewise.
         """
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Of the last dimension, in Llama's order: fp32, cast, times the weight."""
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float, float8: bool = False) -> Rows:
+        """Of the last dimension, in Llama's order: fp32, cast, times the weight.
+
+        With `float8`, here and below, a product with a matrix in float8 follows and the result may be rounded.
+        """
 
     def add_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        float8: bool = False,
+    ) -> tuple[Rows, torch.Tensor]:
         """The norm of hidden + residual, and that sum."""
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_mul(self, gate_up: torch.Tensor, float8: bool = False) -> Rows:
         """[num_rows, 2 * size], gate first -> silu(gate) * up."""
 
     def rotation(self, table: RotaryTable, positions: torch.Tensor) -> Any:
@@ -73,29 +83,37 @@ class TorchOps:
 
     def linear(
         self,
-        x: torch.Tensor,
+        x: Rows,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See Ops.linear; x is never rounded."""
+        assert isinstance(x, torch.Tensor)
         if scale is not None:
             weight = dequantize(weight, scale, x.dtype)
         return F.linear(x, weight, bias)
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(
+        self, hidden: torch.Tensor, weight: torch.Tensor, eps: float, float8: bool = False
+    ) -> torch.Tensor:
         """See Ops.rms_norm."""
         # The weight apart: F.rms_norm would multiply by it before the cast.
         return F.rms_norm(hidden, hidden.shape[-1:], None, eps) * weight
 
     def add_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        float8: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See Ops.add_rms_norm."""
         total = residual + hidden
         return self.rms_norm(total, weight, eps), total
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_mul(self, gate_up: torch.Tensor, float8: bool = False) -> torch.Tensor:
         """See Ops.silu_mul."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)

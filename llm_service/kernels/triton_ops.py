@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from llm_service.kernels.argmax import argmax
-from llm_service.kernels.float8 import float8_linear
-from llm_service.kernels.fused import add_rms_norm, rms_norm, rotate_and_cache, silu_mul
-from llm_service.kernels.linear_small import MAX_TILED_ROWS, SmallLinear
+from llm_service.kernels.float8 import scaled_product, silu_mul_quantize
+from llm_service.kernels.fused import add_rms_norm, norm_quantize, rms_norm, rotate_and_cache, silu_mul
+from llm_service.kernels.linear_config import MAX_TILED_ROWS
+from llm_service.kernels.linear_small import SmallLinear
+from llm_service.kernels.ops import Rows
 from llm_service.kv_cache import LayerCache
+from llm_service.model.float8 import Float8Rows
 from llm_service.model.rope import RotaryTable
 
 Rotation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # table of cosines, of sines, positions
@@ -35,28 +38,40 @@ class TritonOps:
 
     def linear(
         self,
-        x: torch.Tensor,
+        x: Rows,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See Ops.linear; x is rounded to float8 where its rows are more than MAX_TILED_ROWS."""
-        if scale is not None and len(x) > MAX_TILED_ROWS:
-            return float8_linear(x, weight, bias, scale, self._launch)
+        if isinstance(x, Float8Rows):
+            assert scale is not None
+            return scaled_product(x, weight, bias, scale, torch.bfloat16)
         return self._linear(x, weight, bias, scale)
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float, float8: bool = False) -> Rows:
         """See Ops.rms_norm."""
+        if float8 and len(hidden) > MAX_TILED_ROWS:
+            return norm_quantize(hidden, None, weight, eps)[0]
         return rms_norm(hidden, weight, eps, self._launch_for(hidden))
 
     def add_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        float8: bool = False,
+    ) -> tuple[Rows, torch.Tensor]:
         """See Ops.add_rms_norm."""
+        if float8 and len(hidden) > MAX_TILED_ROWS:
+            return norm_quantize(hidden, residual, weight, eps)
         return add_rms_norm(hidden, residual, weight, eps, self._launch_for(hidden))
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_mul(self, gate_up: torch.Tensor, float8: bool = False) -> Rows:
         """See Ops.silu_mul."""
+        if float8 and len(gate_up) > MAX_TILED_ROWS:
+            return silu_mul_quantize(gate_up)
         return silu_mul(gate_up, self._launch_for(gate_up))
 
     def rotation(self, table: RotaryTable, positions: torch.Tensor) -> Rotation:

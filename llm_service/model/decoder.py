@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llm_service.attention.base import AttentionBackend
-from llm_service.kernels.ops import TORCH_OPS, Ops, select_ops
+from llm_service.kernels.ops import TORCH_OPS, Ops, Rows, select_ops
 from llm_service.kv_cache import KVCache, LayerCache
 from llm_service.model.config import DecoderConfig
 from llm_service.model.layers import (
@@ -65,7 +65,7 @@ class Attention(nn.Module):
             device=device,
         )
 
-    def forward(self, hidden: torch.Tensor, rotation: Any, cache: LayerCache, plan: Any) -> torch.Tensor:
+    def forward(self, hidden: Rows, rotation: Any, cache: LayerCache, plan: Any) -> torch.Tensor:
         norm, eps = (None, 0.0) if self.qk_norm is None else (self.qk_norm.weight, self.qk_norm.eps)
         query, key, value = self.ops.rotate_and_cache(
             self.qkv(hidden), rotation, norm, eps, cache, plan.slot_mapping
@@ -103,8 +103,9 @@ class MLP(nn.Module):
             device=device,
         )
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.down(self.ops.silu_mul(self.gate_up(hidden)))
+    def forward(self, hidden: Rows) -> torch.Tensor:
+        inner = self.ops.silu_mul(self.gate_up(hidden), self.down.scale is not None)
+        output: torch.Tensor = self.down(inner)
         return output
 
 
@@ -128,6 +129,8 @@ class DecoderLayer(nn.Module):
         """Hold the four matrices in float8; call before they are filled."""
         for linear in (self.attention.qkv, self.attention.o, self.mlp.gate_up, self.mlp.down):
             linear.quantize()
+        self.attention_norm.float8 = self.attention.qkv.scale is not None
+        self.mlp_norm.float8 = self.mlp.gate_up.scale is not None
 
     def forward(
         self,
@@ -138,10 +141,10 @@ class DecoderLayer(nn.Module):
         plan: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's input is hidden + residual, and so is its output: the next norm adds them."""
-        hidden, residual = self.attention_norm.add(hidden, residual)
-        hidden = self.attention(hidden, rotation, cache, plan)
-        hidden, residual = self.mlp_norm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        normed, residual = self.attention_norm.add(hidden, residual)
+        attended = self.attention(normed, rotation, cache, plan)
+        normed, residual = self.mlp_norm.add(attended, residual)
+        return self.mlp(normed), residual
 
 
 class Decoder(nn.Module):
@@ -156,12 +159,12 @@ class Decoder(nn.Module):
         backend: AttentionBackend,
         dtype: torch.dtype,
         device: torch.device,
-        quantized: bool = False,
+        quantization: str = "none",
     ) -> None:
         """Weights are uninitialised; weights.load_decoder fills them.
 
-        With `quantized`, the layers' matrices are held in float8. Embedding and output matrix are not: of the
-        former a step reads a few rows, and errors of the latter go straight into the logits.
+        With "fp8" the layers' matrices are held in float8, with "fp8-head" the output matrix, too, whose errors
+        go straight into the logits. The embedding never is: a step reads a few rows of it.
         """
         super().__init__()
         self.config = config
@@ -172,13 +175,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList()
         for _ in range(config.num_layers):
             layer = DecoderLayer(config, parallel, backend, dtype, device)
-            if quantized:
+            if quantization != "none":
                 layer.quantize()  # each at once: never is more than one held in `dtype`
             self.layers.append(layer)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
         self.head = VocabParallelHead(
             config.hidden_size, config.vocab_size, parallel=parallel, dtype=dtype, device=device
         )
+        if quantization == "fp8-head":
+            self.head.quantize()
         self.use_ops(select_ops(device))
 
     def use_ops(self, ops: Ops) -> None:
@@ -203,7 +208,8 @@ class Decoder(nn.Module):
         residual: torch.Tensor | None = None
         for layer, cache in zip(self.layers, kv_cache.layers, strict=True):
             hidden, residual = layer(hidden, residual, rotation, cache, plan)
-        return self.norm.add(hidden, residual)[0]
+        normed: torch.Tensor = self.norm.add(hidden, residual)[0]
+        return normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] after the final norm -> float32 [num_rows, vocab_size]."""
@@ -218,8 +224,11 @@ class Decoder(nn.Module):
         return self.ops.argmax(self.head(hidden))
 
     def tie_head(self) -> None:
-        """Let the output matrix be the embedding."""
-        self.head.weight = self.embedding.weight
+        """Let the output matrix be the embedding: the same memory, unless the former is in float8."""
+        if self.head.scale is None:
+            self.head.weight = self.embedding.weight
+        else:
+            self.head.put("weight", self.embedding.weight)
 
     def pack(self) -> None:
         """Reorder matrices for this machine; call once, when all weights are in."""

@@ -5,6 +5,8 @@ Knows neither layers nor which kernels multiply by them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 FLOAT8 = torch.float8_e4m3fn
@@ -13,6 +15,14 @@ LARGEST = 448.0  # of e4m3
 MULTIPLE = 16
 SMALLEST_AMAX = 1e-12  # keeps the scale of a row of zeros above 0
 ROWS_AT_ONCE = 4096  # bounds the fp32 copies that are made on the way
+
+
+@dataclass(frozen=True)
+class Float8Rows:
+    """Rows of activations, rounded: each stands for its scale times its values."""
+
+    values: torch.Tensor  # [num_rows, size] float8
+    scale: torch.Tensor  # [num_rows] fp32
 
 
 def quantize_rows(source: torch.Tensor, values: torch.Tensor, scale: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from llm_service.parallel import TensorParallel
 from protos.checkpoint import Checkpoint, CheckpointError, listing
 
 LOAD_FORMATS = ("auto", "dummy")
-QUANTIZATIONS = ("none", "fp8")
+QUANTIZATIONS = ("none", "fp8", "fp8-head")
 DUMMY_STD = 0.02
 # (prefix of the body, prefix of the output matrix): the original and old -HF names, then today's -HF.
 PREFIXES = (
@@ -93,7 +93,8 @@ def load_decoder(
 ) -> Decoder:
     """Build the decoder and fill it; "dummy" makes random weights on the device and reads no tensor.
 
-    With "fp8" the layers' matrices become float8 as they come in: they are never whole in `dtype`.
+    With "fp8" the layers' matrices become float8 as they come in: they are never whole in `dtype`; with
+    "fp8-head" the output matrix, too.
 
     Raises:
         CheckpointError: tensors are missing, unused or of another shape than the config says.
@@ -103,7 +104,7 @@ def load_decoder(
         raise ValueError(f"load_format is {load_format!r}; known: {', '.join(LOAD_FORMATS)}")
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization is {quantization!r}; known: {', '.join(QUANTIZATIONS)}")
-    decoder = Decoder(config, parallel, backend, dtype, device, quantization == "fp8").eval()
+    decoder = Decoder(config, parallel, backend, dtype, device, quantization).eval()
     with torch.inference_mode():
         if load_format == "dummy":
             randomise(decoder, dtype)
@@ -117,15 +118,17 @@ def _load(decoder: Decoder, checkpoint: Checkpoint) -> None:
     names = set(checkpoint.language_names())
     targets = _targets(decoder, *_prefixes(names))
     head = next(name for name, target in targets.items() if target.module == "head")
-    if decoder.config.tie_word_embeddings and head not in names:
+    tied = decoder.config.tie_word_embeddings and head not in names
+    if tied:
         del targets[head]
-        decoder.tie_head()
     _compare(names, targets.keys(), checkpoint)
     for name, tensor in checkpoint.load(sorted(targets)):
         try:
             _place(decoder, targets[name], tensor)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.folder}: tensor {name!r}: {error}") from None
+    if tied:
+        decoder.tie_head()
 
 
 def _prefixes(names: Iterable[str]) -> tuple[str, str]:

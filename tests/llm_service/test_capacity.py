@@ -125,7 +125,6 @@ def test_the_defaults_of_a_step_are_the_devices_and_give_way_to_what_was_set(set
 @pytest.mark.parametrize(
     ("capability", "dtype", "message"),
     [
-        (None, torch.bfloat16, "fp8 needs a GPU, the device is cpu"),
         ((8, 6), torch.bfloat16, r"fp8 needs a GPU of compute capability 8\.9 or newer, this one has 8\.6"),
         ((9, 0), torch.float16, "fp8 needs dtype bfloat16, got float16"),
     ],
@@ -139,6 +138,11 @@ def test_float8_where_it_cannot_be_computed_is_an_error(capability, dtype, messa
 @pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0), (12, 0)])
 def test_float8_is_for_ada_and_newer(capability):
     check_quantization("fp8", capability, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cpu_computes_with_float8_in_any_dtype(dtype):
+    check_quantization("fp8", None, dtype)
 
 
 def test_devices():

@@ -10,7 +10,16 @@ import torch
 
 from tests.interpreter import CAN_RUN_KERNELS, DEVICE
 
-KERNEL_TESTS = ("test_linear_small", "test_float8", "test_fused", "test_argmax", "test_triton_ops")
+KERNEL_TESTS = (
+    "test_gemv",
+    "test_gemv_float8",
+    "test_tiled",
+    "test_linear_small",
+    "test_float8",
+    "test_fused",
+    "test_argmax",
+    "test_triton_ops",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
