@@ -17,9 +17,9 @@ from llm_service.engine import Engine
 from llm_service.engine_process import EngineSettings, Rank, build_engine
 from llm_service.sampling_params import SamplingParams
 from llm_service.sequence import QueueRank, SequenceGroup
+from llm_service.stopwatch import READ_BYTES_PER_S
 from protos.checkpoint import open_checkpoint
 
-READ_BYTES_PER_S = 4.2e12  # of an H200, measured
 NUM_PROMPT_TOKENS = 151
 NUM_STEPS = 200
 SAMPLINGS = {

@@ -7,8 +7,6 @@ beside the other; `--sweep` also times other ways to cut the work, to choose the
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import accumulate, product
 
@@ -20,11 +18,12 @@ from llm_service.attention.flash import FlashBackend, FlashKernels
 from llm_service.attention.triton_decode import DecodeTiling, new_counters, paged_decode
 from llm_service.attention.triton_prefill import TILE_FIELDS, Tiling, cut_tiles, paged_prefill
 from llm_service.kv_cache import LayerCache
+from llm_service.stopwatch import READ_BYTES_PER_S, seconds_or_none
 
 # Qwen2.5-7B, the language model of InternVL3-8B.
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 28, 4, 128
 DTYPE = torch.bfloat16
-READ_BYTES_PER_S = 4.2e12  # of one H200, measured
+REPEATS = 20
 L2_BYTES = 60e6
 DECODES = tuple(product((1, 64, 256), (400, 1024, 3600)))
 # name -> query_len and context_len of each sequence
@@ -118,7 +117,7 @@ def time_backend_decode(batch: int, context_len: int, kernel: str, backend: Atte
         for cache in step.caches:
             backend.attend(step.query, step.query, step.query, cache, plan)
 
-    seconds = seconds_or_none(layers, graph=True)
+    seconds = seconds_or_none([layers], repeats=REPEATS)
     if seconds is not None:
         step.print(seconds / len(step.caches), kernel)
 
@@ -135,7 +134,7 @@ def time_tilings(batch: int, context_len: int) -> None:
             for cache in step.caches:
                 paged_decode(step.query, cache, rows, step.tables, step.lens, output, counters, tiling)
 
-        if (seconds := seconds_or_none(layers, graph=True)) is not None:
+        if (seconds := seconds_or_none([layers], repeats=REPEATS)) is not None:
             lines.append((seconds / len(step.caches), tiling))
     for seconds, used in sorted(lines, key=lambda line: line[0])[:8]:
         step.print(seconds, used)
@@ -147,7 +146,7 @@ def time_prefill(name: str, kernel: str, backend: AttentionBackend) -> None:
     plan = backend.plan(metadata, query.device)
     if kernel == "cudnn" and not plan.prompts:
         return
-    seconds = seconds_or_none(lambda: backend.attend(query, key, value, cache, plan))
+    seconds = seconds_or_none([lambda: backend.attend(query, key, value, cache, plan)], False, REPEATS)
     print_prefill(name, kernel, seconds)
 
 
@@ -165,7 +164,7 @@ def time_tiles(name: str) -> None:
         def attend(tiles: torch.Tensor = tiles, tile: int = tile, tiling: Tiling = tiling) -> None:
             paged_prefill(query, cache, tiles, tables, output, tile, tiling)
 
-        if (seconds := seconds_or_none(attend)) is not None:
+        if (seconds := seconds_or_none([attend], False, REPEATS)) is not None:
             lines.append((seconds, f"tile {tile} {tiling}"))
     for seconds, used in sorted(lines)[:6]:
         print_prefill(name, used, seconds)
@@ -196,35 +195,6 @@ def new_cache(num_blocks: int, block_size: int) -> LayerCache:
     """Random numbers: zeros would run faster than what is real."""
     key = torch.randn(num_blocks, block_size, NUM_KV_HEADS, HEAD_DIM, dtype=DTYPE, device="cuda")
     return LayerCache(key, torch.randn_like(key))
-
-
-def seconds_or_none(run: Callable[[], object], graph: bool = False) -> float | None:
-    """Median of 20 timings by events, of a CUDA graph's replay if asked; None if it does not fit the GPU."""
-    # Imported here: the exception's class is all that is needed of Triton's runtime.
-    from triton.runtime.errors import OutOfResources
-
-    try:
-        run()
-    except OutOfResources:
-        return None
-    torch.cuda.synchronize()
-    timed = _captured(run) if graph else run
-    seconds: list[float] = []
-    for _ in range(23):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        timed()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(seconds[3:])
-
-
-def _captured(run: Callable[[], object]) -> Callable[[], object]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def _silu_quantize_kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     gates = gate_up_ptr + row * 2 * size
     dtype = gate_up_ptr.dtype.element_ty
-    # The first pass bounds the row: silu(g) is between g / 2 and g above 0, and below at most g / 2 and 0.2785
-    # from it. A bound of up to twice the largest costs float8 none of its digits, and no exponentials here.
+    # The first pass bounds the row: silu(g) is between g / 2 and g above 0, and below it no further from 0
+    # than g / 2 and 0.2785. A bound up to twice the largest costs float8 no digits, and this pass no exp().
     bounds = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, size, BLOCK):
         columns = start + tl.arange(0, BLOCK)

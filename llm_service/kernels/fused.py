@@ -118,7 +118,7 @@ def norm_quantize(
     hidden: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[Float8Rows, torch.Tensor]:
     """The norm of hidden + residual [num_rows, size] in float8, and that sum."""
-    rows = empty_rows(*hidden.shape, hidden.device)
+    rows = empty_rows(hidden.shape[0], hidden.shape[1], hidden.device)
     return rows, _launch_norm(hidden, residual, weight, eps, None, rows)[1]
 
 

@@ -1,4 +1,4 @@
-"""y = x W^T + b for 1 to 4 rows of x in 16 bits, by multiply-adds on whole rows of W: Triton, for CUDA only."""
+"""y = x W^T + b for 1 to 4 rows of x, by multiply-adds on whole rows of W: Triton, for CUDA only."""
 
 from __future__ import annotations
 

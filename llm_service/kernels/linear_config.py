@@ -20,8 +20,8 @@ class GemvConfig:
     block_n: int
     block_k: int  # 32 * vector a warp
     num_warps: int
-    # Consecutive columns of W that a thread loads: 8, where x and W lie in registers alike and need no exchange.
-    # At 16, of float8 only, W comes in the widest loads that there are.
+    # Consecutive columns of W that a thread loads.  At 8, x and W lie in registers alike: no exchange;
+    # at 16, of float8 only, W comes in the widest loads that there are.
     vector: int = 8
 
 

@@ -1,7 +1,7 @@
 """y = x W^T + b for few rows of x, where the time is that of reading W once: Triton, for CUDA only.
 
-Up to 4 rows go to a GEMV, up to 64 to tensor cores, by linear_table. W has x's 16 bits, or is in float8 with one
-scale a row: then half as much is read, and x stays exact.
+Up to 4 rows go to a GEMV, up to 64 to tensor cores, by linear_table.  W has x's 16 bits, or is in float8 with
+one scale a row: then half as much is read, and x stays exact.
 """
 
 from __future__ import annotations
@@ -55,9 +55,16 @@ class SmallLinear:
             return x.new_empty(0, n)
         config = float8_configuration(m, n, k) if m <= MAX_TILED_ROWS else None
         if config is None:
-            early = self._launch if m <= MAX_TILED_ROWS else None
-            return scaled_product(quantize(x, early), weight, bias, scale, x.dtype)
+            return self.rounded(x, weight, bias, scale)
         return self.run(x.contiguous(), weight, bias, config, scale)
+
+    def rounded(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The product of W and x in float8, one scale a row of each."""
+        assert scale is not None
+        early = self._launch if len(x) <= MAX_TILED_ROWS else None
+        return scaled_product(quantize(x, early), weight, bias, scale, x.dtype)
 
     def run(
         self,

@@ -41,7 +41,7 @@ class Ops(Protocol):
     def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float, float8: bool = False) -> Rows:
         """Of the last dimension, in Llama's order: fp32, cast, times the weight.
 
-        With `float8`, here and below, a product with a matrix in float8 follows and the result may be rounded.
+        With `float8`, here and below, a product with a float8 matrix follows and the result may be rounded.
         """
 
     def add_rms_norm(

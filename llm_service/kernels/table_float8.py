@@ -1,4 +1,4 @@
-"""To be measured by `python -m llm_service.kernels.timing --tune --weights fp8 --write`; until then all by rule."""
+"""Empty until `python -m llm_service.kernels.timing --tune --weights fp8 --write` has run: all by rule."""
 
 from llm_service.kernels.linear_config import Table
 

@@ -8,9 +8,8 @@ import triton.language as tl
 
 from llm_service.kernels.linear_config import MIN_DOT_ROWS, TileConfig, row_class
 
-
-# Two elements (float8 e4m3) to bfloat16, by way of float32: by float16 alone, as Triton does it, is a conversion
-# of which a multiprocessor does 16 a cycle, and memory brings 18 elements.
+# Two elements (float8 e4m3) to bfloat16, by way of float32.  Triton goes from float16 to bfloat16 directly:
+# of that a multiprocessor does 16 a cycle, and memory brings 18 elements.
 TO_BFLOAT16 = tl.constexpr("""{
     .reg .b16 a, b;
     .reg .b32 halves;
@@ -68,7 +67,9 @@ def _tile_kernel(  # type: ignore[no-untyped-def]
             weight = tl.load(weight_rows + k, mask=k < K, other=0.0, eviction_policy="evict_first")
             x = tl.load(x_rows + k, mask=k < K, other=0.0)
         if HAS_SCALE and IN_ASSEMBLY:
-            weight = tl.inline_asm_elementwise(TO_BFLOAT16, "=r,h", [weight], tl.bfloat16, is_pure=True, pack=2)
+            weight = tl.inline_asm_elementwise(
+                TO_BFLOAT16, "=r,h", [weight], tl.bfloat16, is_pure=True, pack=2
+            )
         # W on the left: its 64 rows or more fill the tensor cores that the few rows of x would not.
         sums = tl.dot(weight.to(x.dtype), tl.trans(x), sums)
     if SPLIT_K == 1:
@@ -145,5 +146,3 @@ def tiled(
         **(launch or {}),
     )
     return y
-
-

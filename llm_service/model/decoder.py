@@ -163,8 +163,8 @@ class Decoder(nn.Module):
     ) -> None:
         """Weights are uninitialised; weights.load_decoder fills them.
 
-        With "fp8" the layers' matrices are held in float8, with "fp8-head" the output matrix, too, whose errors
-        go straight into the logits. The embedding never is: a step reads a few rows of it.
+        With "fp8" the layers' matrices are held in float8; with "fp8-head" the output matrix, too, whose
+        errors go straight into the logits. The embedding never is: a step reads a few rows of it.
         """
         super().__init__()
         self.config = config
@@ -208,7 +208,8 @@ class Decoder(nn.Module):
         residual: torch.Tensor | None = None
         for layer, cache in zip(self.layers, kv_cache.layers, strict=True):
             hidden, residual = layer(hidden, residual, rotation, cache, plan)
-        normed: torch.Tensor = self.norm.add(hidden, residual)[0]
+        normed, _ = self.norm.add(hidden, residual)
+        assert isinstance(normed, torch.Tensor)  # only norms in front of float8 matrices round
         return normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

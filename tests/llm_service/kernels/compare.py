@@ -53,9 +53,7 @@ def in_float8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return values, scale, dequantize(values, scale, torch.float32)
 
 
-def assert_product(
-    y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> None:
+def assert_product(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Within two roundings of the result, and of the fp32 sums that made it."""
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert y.dtype == x.dtype and y.shape == exact.shape

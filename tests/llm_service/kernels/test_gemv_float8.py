@@ -22,8 +22,6 @@ def test_gemv_of_float8(n, k, config, m, with_bias, dtype, device):
     assert_product(gemv_float8(x, values, bias, scale, config), x, rounded, bias)
 
 
-
-
 def test_every_value_of_float8_is_widened_as_pytorch_does(device):
     """But NaN; each is multiplied by 1 and added to zeros."""
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
