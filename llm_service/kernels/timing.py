@@ -1,7 +1,7 @@
 """What the decoder's kernels take on this GPU, beside cuBLAS and the bandwidth; run with `python -m`.
 
 `--tune` measures every candidate of the small products; `--write` keeps the best in the table's source file,
-for processes that start afterwards.  With `--weights fp8` the matrices are in float8, and beside cuBLAS stands
+for processes that start afterwards.  With `--weights fp8` the matrices are in float8, and beside cuBLAS is
 the same product in bf16.  Shapes are InternVL3-8B's; times are medians of CUDA-graph replays.
 """
 
