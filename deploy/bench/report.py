@@ -1,7 +1,8 @@
 """The GPU benchmark's results against targets and peers: tables, and files that keep them.
 
 `python -m deploy.bench.report RESULT.json... --out STEM`: joins results of several runs, the last wins where
-two have the same level, and writes STEM.json, STEM.md and STEM.svg.
+two have the same level, and writes STEM.json, STEM.md and STEM.svg. `--float8` names the result of a run with
+`--quantization fp8`, `--inside` those of deploy.bench.engine_step; the report then has tables of both.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.bench import plot, stages
+from deploy.bench import inside, plot, stages
 from deploy.bench.workload import WORKLOADS
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -163,6 +164,10 @@ def markdown(result: Result, peers: Mapping[str, Any]) -> str:
     parts = [_machine_line(result), _target_table(compare(result, peers))]
     found = complaints(result, peers)
     parts += ["\n".join(f"- {complaint}" for complaint in found)] if found else []
+    if result.get("inside"):
+        parts.append(inside.table(result["inside"]))
+    if result.get("float8"):
+        parts.append(_float8_table(result))
     parts += [_level_table(name, rows) for name, rows in result["workloads"].items() if rows]
     if result.get("stages"):
         parts.append("Where each millisecond of a request goes, one request at a time:")
@@ -186,6 +191,9 @@ def write(result: Result, stem: Path) -> None:
 def join(results: Sequence[Result]) -> Result:
     """One result of several runs: machine and commit are the last one's, those of others are kept beside."""
     joined: Result = dict(results[-1]) | {"workloads": {}, "stages": {}}
+    for key in ("inside", "float8"):
+        kept = [result[key] for result in results if result.get(key)]
+        joined |= {key: kept[-1]} if kept else {}
     for result in results:
         joined["stages"] |= result.get("stages") or {}
         for workload, rows in result["workloads"].items():
@@ -217,6 +225,23 @@ def _target_table(lines: Sequence[Line]) -> str:
         cells += [f"{sign} {_number(line.target.goal)}", f"**{_number(line.measured)}**"]
         cells += ["" if line.ratio is None else f"{line.ratio:.2f}", _verdict(line)]
         rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _float8_table(result: Result) -> str:
+    """Every figure that a run with float8 weights has, too."""
+    rows = ["| | streams | | bf16 | fp8 | times better |", "|---|---:|---|---:|---:|---:|"]
+    for workload, levels in result["float8"]["workloads"].items():
+        plain = {row["concurrency"]: row for row in result["workloads"].get(workload, ())}
+        for row in levels:
+            beside = plain.get(row["concurrency"], {})
+            for figure, label in FIGURES:
+                ours, theirs = beside.get(figure), row.get(figure)
+                if not ours or not theirs or "p99" in figure:
+                    continue
+                gain = ours / theirs if figure.endswith("_ms") else theirs / ours
+                cells = (workload, str(row["concurrency"]), label, _number(ours), _number(theirs))
+                rows.append("| " + " | ".join((*cells, f"{gain:.2f}")) + " |")
     return "\n".join(rows)
 
 
@@ -260,12 +285,26 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def _read(path: Path) -> Result:
+    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="path without a suffix")
+    parser.add_argument("--float8", type=Path, help="the result of a run with --quantization fp8")
+    parser.add_argument("--inside", type=Path, nargs="*", default=[], help="files of engine_step --json")
     arguments = parser.parse_args(argv)
-    joined = join([json.loads(path.read_text(encoding="utf-8")) for path in arguments.results])
+    joined = join([_read(path) for path in arguments.results])
+    if arguments.float8 is not None:
+        joined["float8"] = _read(arguments.float8)
+    if arguments.inside:
+        joined["inside"] = inside.join([_read(path) for path in arguments.inside])
+        joined["figures"] = {
+            figure.key: round(figure.value, 4) for figure in inside.figures(joined["inside"])
+        }
     write(joined, arguments.out)
     print(markdown(joined, read_peers()))
     return 0

@@ -14,6 +14,7 @@ KERNEL_TESTS = (
     "test_gemv",
     "test_gemv_float8",
     "test_tiled",
+    "test_tuning",
     "test_linear_small",
     "test_float8",
     "test_fused",
