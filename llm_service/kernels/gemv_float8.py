@@ -98,8 +98,14 @@ def _gemv_kernel(  # type: ignore[no-untyped-def]
 def _widen(words, IN_ASSEMBLY: tl.constexpr):  # type: ignore[no-untyped-def]
     """A word's four elements in float32, the first one first."""
     if IN_ASSEMBLY:
-        kinds: tl.constexpr = (tl.float32, tl.float32, tl.float32, tl.float32)
-        a, b, c, d = tl.inline_asm_elementwise(WIDEN, "=f,=f,=f,=f,r", [words], kinds, is_pure=True, pack=1)
+        a, b, c, d = tl.inline_asm_elementwise(
+            WIDEN,
+            "=f,=f,=f,=f,r",
+            [words],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
     else:
         a = (words & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
         b = ((words >> 8) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
