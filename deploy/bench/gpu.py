@@ -229,6 +229,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=int, default=0, help="of an answer (default: as the peers)")
     add("--timings", type=int, default=8, help="requests whose stages are measured; 0: none (default: 8)")
     add("--json", type=Path, help="keep the results here, and beside it as .md and .svg")
+    add("--bf16", type=Path, help="results of another run: print its rows beside these, which are float8's")
     add("--model", type=Path, help="serve this folder instead of the InternVL3-8B shape")
     add("--base-url", default="", help="measure the server at this URL (.../v1) and start none")
     add("--commit", default="", help="where the tree is a copy without git")
@@ -272,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PartFailed, AnswerError, OSError) as error:  # TimeoutError is an OSError
         failure = f"bench-gpu failed: {error}"
     print(report.markdown(result, report.read_peers()), flush=True)
+    if arguments.bf16 is not None:
+        print(report.float8_table(report.read_result(arguments.bf16), result), flush=True)
     print(failure or "done", file=sys.stderr, flush=True)
     failed_requests = any(row["errors"] for rows in result["workloads"].values() for row in rows)
     return 1 if failure or failed_requests else 0

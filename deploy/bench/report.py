@@ -122,6 +122,11 @@ def read_peers(path: Path = PEERS) -> dict[str, Any]:
     return peers
 
 
+def read_result(path: Path) -> Result:
+    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
 def compare(result: Result, peers: Mapping[str, Any]) -> list[Line]:
     """Every target, measured or not."""
     worthless = {(found.workload, found.concurrency) for found in complaints(result, peers)}
@@ -167,7 +172,7 @@ def markdown(result: Result, peers: Mapping[str, Any]) -> str:
     if result.get("inside"):
         parts.append(inside.table(result["inside"]))
     if result.get("float8"):
-        parts.append(_float8_table(result))
+        parts.append(float8_table(result, result["float8"]))
     parts += [_level_table(name, rows) for name, rows in result["workloads"].items() if rows]
     if result.get("stages"):
         parts.append("Where each millisecond of a request goes, one request at a time:")
@@ -228,10 +233,10 @@ def _target_table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def _float8_table(result: Result) -> str:
+def float8_table(result: Result, float8: Result) -> str:
     """Every figure that a run with float8 weights has, too."""
     rows = ["| | streams | | bf16 | fp8 | times better |", "|---|---:|---|---:|---:|---:|"]
-    for workload, levels in result["float8"]["workloads"].items():
+    for workload, levels in float8["workloads"].items():
         plain = {row["concurrency"]: row for row in result["workloads"].get(workload, ())}
         for row in levels:
             beside = plain.get(row["concurrency"], {})
@@ -285,11 +290,6 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _read(path: Path) -> Result:
-    result: Result = json.loads(path.read_text(encoding="utf-8"))
-    return result
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
@@ -297,11 +297,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--float8", type=Path, help="the result of a run with --quantization fp8")
     parser.add_argument("--inside", type=Path, nargs="*", default=[], help="files of engine_step --json")
     arguments = parser.parse_args(argv)
-    joined = join([_read(path) for path in arguments.results])
+    joined = join([read_result(path) for path in arguments.results])
     if arguments.float8 is not None:
-        joined["float8"] = _read(arguments.float8)
+        joined["float8"] = read_result(arguments.float8)
     if arguments.inside:
-        joined["inside"] = inside.join([_read(path) for path in arguments.inside])
+        joined["inside"] = inside.join([read_result(path) for path in arguments.inside])
         joined["figures"] = {
             figure.key: round(figure.value, 4) for figure in inside.figures(joined["inside"])
         }

@@ -56,8 +56,9 @@ def _float8_gemv_rule(n: int, k: int) -> GemvConfig:
 
 
 def _float8_tile_rule(block_m: int, n: int, k: int) -> TileConfig:
-    """Three or four CTAs on each SM: one's tensor cores wait for its conversions, which the others fill."""
+    """Several CTAs on each SM: one's tensor cores wait for its conversions, which the others fill."""
     block_n, block_k = 64, 128
+    per_sm = 4 if block_m == MIN_DOT_ROWS else 2  # the more rows, the more parts of sums there are to add up
     tiles, chunks = -(-n // block_n), -(-k // block_k)
-    split_k = 1 if tiles > COUNTERS else max(1, min(4 * NUM_SMS // tiles, 8, chunks // 4))
+    split_k = 1 if tiles > COUNTERS else max(1, min(per_sm * NUM_SMS // tiles, 8, chunks // 4))
     return TileConfig(block_n, block_k, 4, 4 if block_m < 64 else 3, split_k)
