@@ -27,7 +27,7 @@ def test_every_value_of_float8_is_widened_as_pytorch_does(device):
     values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     values = values[~values.float().isnan()]
     weight = torch.zeros(len(values), 16).to(values.dtype)
-    for column in (0, 1, 6, 15):
+    for column in (0, 5, 10, 15):
         matrix = weight.clone()
         matrix.view(torch.uint8)[:, column] = values.view(torch.uint8)
         ones = torch.ones(1, 16, dtype=torch.float16, device=device)

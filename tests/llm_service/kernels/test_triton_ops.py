@@ -73,10 +73,11 @@ def test_few_rows_in_float8_give_the_logits_of_the_dequantised_weights(
     """And so the greedy tokens, but for near ties."""
     decoder = load(make_checkpoint(tmp_path, family, "hf"), device, dtype, "fp8")
     ids = torch.randint(VOCAB_SIZE, (25,), generator=torch.Generator().manual_seed(0))
+    steps = list(ids.split([20, 1, 1, 3]) if device.type == "cuda" else ids[:4].split([3, 1]))
     results = []
     for ops in (TritonOps(device, early), TORCH_OPS):
         decoder.use_ops(ops)
-        results.append(run(decoder, list(ids.split([20, 1, 1, 3])), device, dtype))
+        results.append(run(decoder, steps, device, dtype))
     tolerance = 2 * TOLERANCE[dtype]  # PyTorch's weights are rounded once more, to this dtype
     torch.testing.assert_close(*results, atol=tolerance, rtol=0)
     assert_greedy_tokens_but_for_ties(*results, tolerance)
