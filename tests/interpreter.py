@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 CAN_RUN_KERNELS = INTERPRETED or torch.cuda.is_available()
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 
 
 def starts_interpreter(test: Callable[[], None]) -> Callable[[], None]:
