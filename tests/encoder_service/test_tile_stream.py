@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 
 import pytest
 from PIL import Image
@@ -15,6 +16,8 @@ from PIL import Image
 from encoder_service.batcher import TileBatcher
 from encoder_service.media import ImageLimits, read_header
 from encoder_service.pixel_budget import PixelBudget
+from encoder_service.tile_cache import TileCache
+from encoder_service.tile_flights import TileFlights
 from encoder_service.tile_stream import (
     BATCHES_AHEAD,
     PICTURES_AHEAD,
@@ -36,32 +39,42 @@ class Bench:
     """The parts that streams share, around a scripted tower."""
 
     vision: ScriptedVision
+    batcher: TileBatcher
+    cache: TileCache
     workers: TileWorkers
 
-    def stream(self, *pictures: bytes, stream_id: int = 0) -> TileStream:
+    def stream(
+        self, *pictures: bytes, stream_id: int = 0, priority: int = 0, salt: bytes = b""
+    ) -> TileStream:
         media = [medium_of(data) for data in pictures]
-        return TileStream(stream_id, media, self.workers, priority=0)
+        return TileStream(stream_id, media, self.workers, priority, salt)
 
     @property
     def is_idle(self) -> bool:
-        return not self.workers.batcher.tiles_queued and not self.workers.pixels.used_bytes
+        return not self.batcher.tiles_queued and not self.workers.pixels.used_bytes
 
 
 @asynccontextmanager
 async def bench(
-    budget_bytes: int = 1 << 30, num_threads: int = 1, make_tiles: MakeTiles | None = None
+    budget_bytes: int = 1 << 30,
+    num_threads: int = 1,
+    make_tiles: MakeTiles | None = None,
+    cache_bytes: int = 0,
 ) -> AsyncIterator[Bench]:
     vision = ScriptedVision()
     batcher = TileBatcher(vision.encode, BATCH_TILES)
+    cache = TileCache(cache_bytes)
+    flights = TileFlights(batcher, cache)
     threads = ThreadPoolExecutor(num_threads)
     workers = TileWorkers(
-        batcher, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES, make_tiles
+        flights, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES, make_tiles
     )
     try:
-        yield Bench(vision, workers)
+        yield Bench(vision, batcher, cache, workers)
     finally:
         vision.gate.set()
         await asyncio.to_thread(batcher.close)
+        cache.close()
         threads.shutdown()
 
 
@@ -75,7 +88,7 @@ async def parts() -> AsyncIterator[Bench]:
 def medium_of(data: bytes) -> Medium:
     header = read_header(data, ImageLimits(), "data")
     plan = plan_tiles(header.width, header.height, TilingOptions(1, 12, True), SIDE)
-    return Medium(data, header.width, header.height, header.decode_bytes, plan, content_hash=b"")
+    return Medium(data, header.width, header.height, header.decode_bytes, plan, sha256(data).digest())
 
 
 def tiles(medium: int, *numbers: int) -> list[GrantedTile]:
@@ -146,7 +159,7 @@ async def test_granted_tiles_of_one_picture_go_to_the_tower_together(parts: Benc
     stream = parts.stream(gradient(0), gradient(1))
     stream.grant([*tiles(0, 0, 1, 2, 3), *tiles(1, 0)])
     stream.end_grants()
-    await until(lambda: parts.workers.batcher.tiles_queued + sum(parts.vision.batches) == 5)
+    await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == 5)
     parts.vision.gate.set()
     assert len(await take_all(stream)) == 5
     await stream.close()
@@ -214,7 +227,7 @@ async def test_a_failed_forward_fails_the_stream(parts: Bench, caplog: pytest.Lo
 async def test_a_closed_batcher_fails_the_stream() -> None:
     async with bench() as parts:
         stream = parts.stream(gradient())
-        parts.workers.batcher.close()
+        parts.batcher.close()
         stream.grant(tiles(0, 0))
         with pytest.raises(Unavailable):
             await stream.next_tile()
@@ -226,7 +239,7 @@ async def test_close_takes_waiting_tiles_out_of_the_queue_and_drops_pictures(par
     parts.vision.gate.clear()
     stream = parts.stream(gradient())
     stream.grant(tiles(0, *range(13)))
-    await until(lambda: parts.workers.batcher.tiles_queued == (BATCHES_AHEAD - 1) * BATCH_TILES)
+    await until(lambda: parts.batcher.tiles_queued == (BATCHES_AHEAD - 1) * BATCH_TILES)
     await stream.close()
     await until(lambda: parts.is_idle)
     assert parts.vision.batches == [BATCH_TILES]
