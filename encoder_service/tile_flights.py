@@ -139,16 +139,15 @@ class TileFlights:
                 work.cancel()
 
     def _encoded(self, key: TileKey, flight: _Flight, forward: asyncio.Future[EncodedTile]) -> None:
-        if forward.cancelled():  # all have left
+        if forward.cancelled():
             return
         error = forward.exception()
-        if error is not None:
-            self._land(key, flight, error)
+        if error is None:
+            self._cache.put(key, forward.result())
+        if self._flights.get(key) is not flight:  # all have left since it ended
             return
-        tile = forward.result()
-        self._cache.put(key, tile)
         # Results wait to be sent: they must not hold the device's memory meanwhile.
-        self._land(key, flight, replace(tile, on_device=None))
+        self._land(key, flight, error or replace(forward.result(), on_device=None))
 
     def _copied(self, key: TileKey, copying: asyncio.Future[torch.Tensor]) -> None:
         flight = self._flights.get(key)

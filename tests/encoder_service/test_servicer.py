@@ -419,7 +419,7 @@ class TestGetModel:
         vision = ScriptedVision()
         async with serving(checkpoint, vision, max_batch_tiles=4) as service:
             vision.gate.clear()
-            calls = [await start(service, [PICTURE], initial_credit=7) for _ in range(2)]
+            calls = [await start(service, [gradient(seed)], initial_credit=7) for seed in range(2)]
             for call in calls:
                 await read_layout(call)
             await service.until_load(tiles=10, streams=2)
@@ -483,7 +483,7 @@ BAD_STREAMS: dict[str, tuple[Sequence[encoder_pb2.EncodeRequest], str]] = {
     "tiles beyond the picture": ((*UPLOAD, grant((0, 12, 2))), "grant.tiles[0]"),
     "no tiles": ((*UPLOAD, grant((0, 0, 0))), "grant.tiles[0]"),
     "tiles beyond any number": ((*UPLOAD, grant((0, 2**32 - 1, 2**32 - 1))), "grant.tiles[0]"),
-    "the same tiles too often": ((*UPLOAD, grant(*[(0, 0, 13)] * 2000)), "grant.tiles[1260]"),
+    "the same tiles too often": ((*UPLOAD, grant(*[(0, 0, 13)] * 2000)), "grant.tiles[1262]"),
 }
 
 
@@ -704,7 +704,7 @@ class TestManyStreams:
         """1 MiB a tile, 312 tiles: what is encoded is what is cut ahead and what gRPC and the kernel hold."""
         vision = ScriptedVision(hidden_size=1 << 18)
         async with serving(checkpoint, vision, max_batch_tiles=4) as service:
-            stalled = await start(service, [PICTURE] * 24, initial_credit=1000)
+            stalled = await start(service, [gradient(seed) for seed in range(1, 25)], initial_credit=1000)
             encoded = await until_still(vision)
             assert 0 < encoded < 100
             await works(service)
