@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import Gauge, Histogram
 
-from encoder_service.tile_cache import TileCache
-from encoder_service.tile_flights import TileFlights
-from encoder_service.tile_stream import StreamTimings
+if TYPE_CHECKING:
+    from encoder_service.tile_cache import TileCache
+    from encoder_service.tile_flights import TileFlights
+    from encoder_service.tile_stream import StreamTimings
 
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 

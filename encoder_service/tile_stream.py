@@ -203,6 +203,8 @@ class TileStream:
         self._is_closed = True
         for begun in self._begun:
             self._workers.flights.leave(begun.claim)
+        self._begun.clear()  # claims know this stream, too: its pictures must not wait for the collector
+        self._to_cut.clear()
         if not self._is_ending:  # it must not be interrupted while it waits for its cuts
             self._pump.cancel()
         await asyncio.wait([self._pump])

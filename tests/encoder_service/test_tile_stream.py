@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -346,6 +348,28 @@ async def test_tiles_granted_while_their_picture_is_decoded_are_cut_with_the_fir
         maker.gate.set()
         assert await take_all(stream) == [*tiles(0, 4, 5, 6, 7), *tiles(1, 0)]
         await stream.close()
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_nothing_refers_to_a_closed_stream(parts: Bench, is_read: bool) -> None:
+    """Its pictures must not wait for the garbage collector."""
+    stream = parts.stream(gradient())
+    parts.vision.gate.clear()
+    stream.grant(tiles(0, *range(5)))
+    stream.end_grants()
+    await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == 5)
+    if is_read:
+        parts.vision.gate.set()
+        await take_all(stream)
+    gc.disable()
+    try:
+        await stream.close()
+        closed = weakref.ref(stream)
+        del stream
+        parts.vision.gate.set()
+        await until(lambda: closed() is None)
+    finally:
+        gc.enable()
 
 
 async def test_tiles_that_are_made_at_once_count_and_the_picture_does_not() -> None:
