@@ -697,6 +697,24 @@ async def until_still(vision: ScriptedVision) -> int:
     return encoded
 
 
+class TestCache:
+    @pytest.mark.parametrize(("mib", "encoded"), [(1, (1, 1, 2, 2, 2)), (0, (1, 2, 3, 4, 5))])
+    async def test_a_picture_that_comes_again_under_its_salt_costs_no_forward(
+        self, checkpoint: Path, mib: int, encoded: tuple[int, ...]
+    ) -> None:
+        vision = ScriptedVision()
+        async with serving(checkpoint, vision, host_cache_mib=mib) as service:
+            answers = []
+            for salt, times in zip((b"", b"", b"a tenant", b"a tenant", b""), encoded, strict=True):
+                call = await start(service, [PICTURE], initial_credit=NUM_TILES, cache_salt=salt)
+                await read_layout(call)
+                answers.append(await finish(call))
+                assert sum(vision.batches) == times * NUM_TILES
+        assert all(answer.payloads == answers[0].payloads for answer in answers)
+        assert answers[1].timings is not None
+        assert (answers[1].timings.decode_ns == answers[1].timings.encode_ns == 0) == bool(mib)
+
+
 class TestManyStreams:
     async def test_a_client_that_does_not_read_holds_up_nobody_and_little_memory(
         self, checkpoint: Path
