@@ -34,17 +34,20 @@ class Device:
         self.gate = threading.Event()
         self.gate.set()
         self.copied: list[int] = []
-        self.fails = False
+        self.num_to_fail = 0  # copies, of those that come next
+        self._on_device: list[torch.Tensor] = []
 
     def tile(self, number: int) -> EncodedTile:
-        return EncodedTile(embeds(number), 1, 1, 1, on_device=embeds(number))
+        self._on_device.append(embeds(number))
+        return EncodedTile(embeds(number), 1, 1, 1, on_device=self._on_device[-1])
 
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         assert self.gate.wait(10)
-        if self.fails:
+        self.num_to_fail -= 1
+        if self.num_to_fail >= 0:
             raise RuntimeError("secret of a library")
         self.copied.append(int(tensor[0, 0]))
-        return tensor.clone()
+        return tensor.clone() if any(tensor is other for other in self._on_device) else tensor
 
 
 @asynccontextmanager
@@ -192,6 +195,20 @@ class TestOnADevice:
             assert await held(cache, 0, 1) == [1]
             assert cache.host.used_bytes == TILE_BYTES
 
+    async def test_a_move_that_fails_takes_nothing_from_a_tile_that_came_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        device = Device()
+        async with caching(1, 0, device) as cache:
+            device.gate.clear()
+            device.num_to_fail = 1
+            for number in (0, 1, 0):
+                cache.put(key(number), device.tile(number))
+            device.gate.set()
+            await until(lambda: device.copied == [1, 0])
+            assert await held(cache, 0, 1) == [0]
+            assert cache.host.used_bytes == TILE_BYTES and len(caplog.records) == 1
+
     async def test_more_than_can_be_moved_is_dropped(self) -> None:
         device = Device()
         async with caching(1000, 0, device) as cache:
@@ -208,7 +225,7 @@ class TestOnADevice:
     async def test_a_tile_that_cannot_be_copied_is_forgotten(self, caplog: pytest.LogCaptureFixture) -> None:
         device = Device()
         async with caching(2, 1, device) as cache:
-            device.fails = True
+            device.num_to_fail = 2
             cache.put(key(0), device.tile(0))
             found = cache.find(key(0))
             assert found is not None
