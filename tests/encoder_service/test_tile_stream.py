@@ -5,7 +5,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from encoder_service.batcher import TileBatcher
@@ -658,3 +659,58 @@ class TestTilesThatSeveralStreamsWant:
                 visits = (visit(number) for number in range(start, start + 12))
                 await asyncio.wait_for(asyncio.gather(*visits), 20)
             assert parts.is_idle
+
+    async def test_of_pictures_behind_a_corrupt_one_are_left_to_others(self, parts: Bench) -> None:
+        """More pictures than are decoded at a time: the last one's cut has not begun."""
+        bad = corrupt_pixels(gradient(0, format="JPEG"))
+        pictures = [bad, *(gradient(seed) for seed in range(1, PICTURES_AHEAD + 1))]
+        gate = threading.Event()
+        blocked = parts.workers.threads.submit(gate.wait)  # the only one
+        leader = parts.stream(*pictures)
+        leader.grant([GrantedTile(medium, 0) for medium in range(len(pictures))])
+        waiter = asyncio.create_task(served(parts, tiles(0, 0), pictures[-1], stream_id=1))
+        await until(lambda: parts.workers.flights.num_joins == 1)
+        gate.set()
+        await asyncio.wrap_future(blocked)
+        with pytest.raises(InvalidRequest):
+            await asyncio.wait_for(leader.next_tile(), 5)
+        await asyncio.wait_for(waiter, 5)
+        await leader.close()
+
+    async def test_are_not_left_to_a_stream_that_has_failed(self) -> None:
+        maker = Maker()
+        async with bench(num_threads=3, make_tiles=maker) as parts:
+            good, bad = gradient(0), corrupt_pixels(gradient(1, format="JPEG"))
+            leader, failing = parts.stream(good), parts.stream(bad, good, stream_id=1)
+            leader.grant(tiles(0, 0))
+            failing.grant([*tiles(0, 0), *tiles(1, 0)])
+            waiter = asyncio.create_task(served(parts, tiles(0, 0), good, stream_id=2))
+            await until(lambda: parts.workers.flights.num_joins == 2 and maker.num_waiting == 1)
+            with pytest.raises(InvalidRequest):
+                await asyncio.wait_for(failing.next_tile(), 5)
+            closing = asyncio.create_task(leader.close())
+            await until(lambda: maker.num_waiting == 2)  # the waiter's turn
+            maker.gate.set()
+            await asyncio.wait_for(asyncio.gather(closing, waiter), 5)
+            await failing.close()
+            assert parts.is_idle
+
+
+class BreakingCutter:
+    """Breaks down behind its first tile."""
+
+    def cut(self, tiles: Sequence[int]) -> Iterator[torch.Tensor]:
+        yield torch.zeros((3, SIDE, SIDE), dtype=torch.uint8)
+        raise RuntimeError("secret of a library")
+
+
+async def test_what_was_cut_before_a_breakdown_still_comes() -> None:
+    async with bench(make_tiles=lambda image, plan: BreakingCutter()) as parts:
+        stream = parts.stream(gradient())
+        stream.grant(tiles(0, 3, 4))
+        finished = await asyncio.wait_for(stream.next_tile(), 5)
+        assert finished is not None and finished.granted.tile == 3
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(stream.next_tile(), 5)
+        await stream.close()
+        assert parts.is_idle
