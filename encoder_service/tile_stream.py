@@ -230,7 +230,7 @@ class TileStream:
             key = (self._cache_salt, self._media[granted.medium].content_hash, granted.tile)
             claim = flights.claim(key, (self._priority, granted.tile), partial(self._lead, granted))
             self._begun.append(_Begun(granted, claim))
-            claim.result.add_done_callback(self._wake)
+            claim.result.add_done_callback(self._wake_consumer)
         self._has_work.set()
 
     def _lead(self, granted: GrantedTile, claim: Claim) -> None:
@@ -240,10 +240,6 @@ class TileStream:
         else:
             self._to_cut.append(_Begun(granted, claim))
             self._has_work.set()
-
-    def _wake(self, _: object) -> None:
-        self._has_result.set()
-        self._has_work.set()
 
     async def _cut_and_submit(self) -> None:
         """Ends with the grants, with an error or with the stream; the pictures are dropped in any case."""

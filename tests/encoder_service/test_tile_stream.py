@@ -544,6 +544,22 @@ class TestTilesThatSeveralStreamsWant:
             await asyncio.wait_for(waiter, 5)
             assert sum(parts.vision.batches) <= 4 and parts.is_idle
 
+    async def test_go_to_the_tower_by_the_best_priority_of_those_streams(self, parts: Bench) -> None:
+        parts.vision.gate.clear()
+        first = parts.stream(gradient(1), stream_id=9)
+        first.grant(tiles(0, 0))
+        await until(lambda: parts.vision.batches == [1])
+        streams = [
+            parts.stream(gradient(), stream_id=at, priority=priority) for at, priority in enumerate((5, -1))
+        ]
+        streams[0].grant(tiles(0, 1, 2))
+        await until(lambda: parts.batcher.tiles_queued == 2)
+        streams[1].grant(tiles(0, 2))
+        orders = [waiting.order for waiting in parts.batcher._waiting.values()]
+        assert orders == [(5, 1), (-1, 2)]
+        for stream in (first, *streams):
+            await stream.close()
+
     async def test_do_not_wait_for_a_consumer_that_takes_nothing(self, parts: Bench) -> None:
         idle = parts.stream(gradient())
         idle.grant(tiles(0, *range(13)))

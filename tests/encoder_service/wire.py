@@ -96,7 +96,7 @@ class Service:
 async def serving(checkpoint: Path, vision: Vision, **config: Any) -> AsyncIterator[Service]:
     """The service with that vision; at the end it must be idle.  It keeps no tiles unless told to."""
     base = FingerprintBase(open_checkpoint(str(checkpoint)))
-    settings = {"model": "a model", "host_cache_mib": 0, **config}
+    settings = {"model": "a model", "host_cache_mib": 0, "max_batch_tiles": 16, **config}
     servicer = EncoderServicer(EncoderConfig(**settings), base, vision)
     server = Server(ServerConfig(shutdown_grace_s=0), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
