@@ -52,5 +52,5 @@ def test_caches_may_be_switched_off() -> None:
 
 
 def test_a_forward_on_a_gpu_takes_more_tiles_unless_told_otherwise() -> None:
-    assert [EncoderConfig().batch_tiles(device) for device in ("cpu", "cuda")] == [16, 32]
+    assert [EncoderConfig().batch_tiles(device) for device in ("cpu", "cuda")] == [2, 32]
     assert EncoderConfig(max_batch_tiles=5).batch_tiles("cuda") == 5
