@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice, takewhile
 from typing import Protocol
@@ -36,6 +36,7 @@ class EncodedTile:
     queue_ns: int  # waiting for a place in a forward, and for that forward to begin
     encode_ns: int  # the forward that it shared
     transfer_ns: int  # of that forward's embeddings to the host, where it is told apart
+    on_device: torch.Tensor | None = None  # the same, where the device keeps tiles for a cache
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ForwardResult:
     embeds: Sequence[torch.Tensor]  # a [num_tokens, hidden_size] of each tile, each with storage of its own
     encode_ns: int
     transfer_ns: int
+    on_device: Sequence[torch.Tensor] = ()  # of each tile, each with storage of its own; or none
 
 
 class Forward(Protocol):
@@ -139,6 +141,15 @@ class TileBatcher:
             self._changed.notify_all()
         future.add_done_callback(lambda _: self._remove(arrival))
         return future
+
+    def hasten(self, future: asyncio.Future[EncodedTile], order: OrderKey) -> None:
+        """Let a tile take its turn by a smaller order, if no forward has taken it yet."""
+        with self._changed:
+            for waiting in self._waiting.values():
+                if waiting.future is future:
+                    sooner = replace(waiting, order=min(order, waiting.order))
+                    self._waiting[waiting.arrival] = sooner
+                    return
 
     @property
     def forwards_done(self) -> int:
@@ -255,25 +266,27 @@ class _HostForward:
         start = time.monotonic_ns()
         embeds = self._encode(torch.stack(list(self._tiles)))
         encode_ns = time.monotonic_ns() - start
-        return ForwardResult([_detached(embeds[index]) for index in range(len(self._tiles))], encode_ns, 0)
+        return ForwardResult([detached(embeds[index]) for index in range(len(self._tiles))], encode_ns, 0)
 
 
 def _encoded_tiles(batch: Sequence[_Waiting], result: ForwardResult) -> list[EncodedTile]:
     """What was neither the forward nor the transfer was waiting."""
     busy_s = (result.encode_ns + result.transfer_ns) * 1e-9
     now_s = time.monotonic()
+    kept: Sequence[torch.Tensor | None] = result.on_device or [None] * len(batch)
     return [
         EncodedTile(
             embeds,
             max(0, int((now_s - busy_s - waiting.submitted_s) * 1e9)),
             result.encode_ns,
             result.transfer_ns,
+            on_device,
         )
-        for waiting, embeds in zip(batch, result.embeds, strict=True)
+        for waiting, embeds, on_device in zip(batch, result.embeds, kept, strict=True)
     ]
 
 
-def _detached(tile: torch.Tensor) -> torch.Tensor:
+def detached(tile: torch.Tensor) -> torch.Tensor:
     """A copy with storage of its own: whoever keeps one tile must not keep the whole batch in memory.
 
     By numpy, on this thread: torch would wake its pool, whose spinning costs others more than it saves.

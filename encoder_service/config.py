@@ -40,6 +40,15 @@ class EncoderConfig:
     pixel_budget_mib: int = field(
         default=1024, metadata={"help": "memory for decoded pictures of all streams, MiB"}
     )
+    host_cache_mib: int = field(
+        default=1024, metadata={"help": "memory for visual tokens of recent tiles, MiB; 0: none are kept"}
+    )
+    device_cache_mib: int = field(
+        default=256,
+        metadata={
+            "help": "GPU memory for visual tokens of the latest tiles, MiB, taken at the start; 0: none"
+        },
+    )
     max_streams: int = field(default=256, metadata={"help": "most Encode streams at a time"})
     max_media: int = field(default=64, metadata={"help": "most pictures of one stream"})
     max_stream_bytes: int = field(default=64 << 20, metadata={"help": "most bytes of one stream's pictures"})
@@ -72,7 +81,7 @@ class EncoderConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("max_batch_tiles", "num_threads"):
+        for name in ("max_batch_tiles", "num_threads", "host_cache_mib", "device_cache_mib"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("upload_timeout_s", "idle_timeout_s"):

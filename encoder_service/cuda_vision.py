@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from encoder_service.batcher import ForwardResult
+from encoder_service.batcher import FORWARDS_IN_PROGRESS, ForwardResult
 from encoder_service.gpu_tiling import GpuTiler
 from encoder_service.model.fused_vision import FusedVision
 from encoder_service.tiling import Cutter, TilePlan
@@ -34,6 +34,7 @@ class CudaForward:
     begun: torch.cuda.Event
     ended: torch.cuda.Event
     arrived: torch.cuda.Event
+    on_device: list[torch.Tensor]  # for a cache, each with storage of its own; or none
 
     def result(self) -> ForwardResult:
         """Block until the embeddings are on the host; the GPU's own times."""
@@ -42,14 +43,19 @@ class CudaForward:
             self.host,
             encode_ns=int(self.begun.elapsed_time(self.ended) * 1e6),
             transfer_ns=int(self.ended.elapsed_time(self.arrived) * 1e6),
+            on_device=self.on_device,
         )
 
 
 class CudaVision:
     """A VisionEncoder's model, captured; streams for tiling, for forwards and for what leaves the GPU."""
 
-    def __init__(self, encoder: VisionEncoder, max_batch_tiles: int) -> None:
-        """Takes seconds: kernels are compiled and graphs captured."""
+    def __init__(self, encoder: VisionEncoder, max_batch_tiles: int, cache_bytes: int = 0) -> None:
+        """Takes seconds: kernels are compiled and graphs captured.
+
+        Args:
+            cache_bytes: Of the device's memory, for tiles that stay there; 0: forwards leave none.
+        """
         start = time.monotonic()
         self.preprocessing = encoder.preprocessing
         self.hidden_size = encoder.hidden_size
@@ -58,6 +64,8 @@ class CudaVision:
         self._output_shape = (encoder.config.tokens_per_tile, encoder.hidden_size)
         self._forwards = torch.cuda.Stream(self.device)
         self._copies = torch.cuda.Stream(self.device)
+        self._reads = torch.cuda.Stream(self.device)  # of cached tiles: they wait for no forward
+        self._keeps_tiles = cache_bytes > 0
         self.tiler = GpuTiler(self.device, encoder.preprocessing.image_size)
         fused = FusedVision(
             encoder.model.tower, encoder.model.projector, encoder.config, normalized_values(encoder)
@@ -72,6 +80,8 @@ class CudaVision:
                 "the GPU's tiles are not those of the Pillow that is installed: tiles are cut on the CPU"
             )
         self._take_pinned_memory(max_batch_tiles)
+        if self._keeps_tiles:
+            self._take_device_memory(cache_bytes, FORWARDS_IN_PROGRESS * max_batch_tiles)
         log.info("the GPU is ready after %.1f s", time.monotonic() - start)
 
     def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter:
@@ -92,6 +102,7 @@ class CudaVision:
                 self._forwards.wait_stream(self.tiler.stream)
             begun.record()
             embeds = self._graphs.run(tiles)
+            on_device = [tile.clone() for tile in embeds] if self._keeps_tiles else []
             ended.record()
         for tile in tiles:
             if tile.is_cuda:
@@ -101,7 +112,22 @@ class CudaVision:
             host = [self._new_host_tile().copy_(tile, non_blocking=True) for tile in embeds]
             arrived.record()
         embeds.record_stream(self._copies)
-        return CudaForward(host, begun, ended, arrived)
+        return CudaForward(host, begun, ended, arrived, on_device)
+
+    @torch.inference_mode()
+    def to_host(self, tile: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy of a tile that a forward has left on the GPU; one on the host as it is.
+
+        Blocks until it is there; may be called while forwards are launched.
+        """
+        if not tile.is_cuda:
+            return tile
+        arrived = torch.cuda.Event(blocking=True)
+        with torch.cuda.stream(self._reads):
+            host = self._new_host_tile().copy_(tile, non_blocking=True)
+            arrived.record()
+        arrived.synchronize()
+        return host
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         """uint8 [num_tiles, 3, S, S] -> [num_tiles, tokens_per_tile, hidden_size] on the host"""
@@ -118,3 +144,10 @@ class CudaVision:
         """The allocator keeps it; from the system a tile takes about 1 ms."""
         kept = [self._new_host_tile() for _ in range(_BATCHES_PINNED * max_batch_tiles)]
         del kept
+
+    def _take_device_memory(self, num_bytes: int, num_tiles: int) -> None:
+        """Now, so that a language model that plans its memory later finds it taken."""
+        with torch.cuda.stream(self._forwards):  # whose blocks the allocator keeps apart
+            tile = torch.empty(self._output_shape, dtype=self.dtype, device=self.device)
+            kept = [torch.empty_like(tile) for _ in range(num_bytes // tile.nbytes + num_tiles)]
+            del kept, tile

@@ -19,6 +19,8 @@ from encoder_service.batcher import TileBatcher
 from encoder_service.config import EncoderConfig
 from encoder_service.media import read_header
 from encoder_service.pixel_budget import PixelBudget
+from encoder_service.tile_cache import TileCache
+from encoder_service.tile_flights import TileFlights
 from encoder_service.tile_stream import FinishedTile, GrantedTile, Medium, TileStream, TileWorkers
 from encoder_service.tiling import TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
@@ -88,8 +90,13 @@ class EncoderServicer:
             launch=None if gpu is None else gpu.launch,
             first_batch_tiles=None if gpu is None else config.first_batch_tiles,
         )
+        self._cache = TileCache(
+            config.host_cache_mib << 20,
+            0 if gpu is None else config.device_cache_mib << 20,
+            to_host=None if gpu is None else gpu.to_host,
+        )
         self._workers = TileWorkers(
-            batcher=self._batcher,
+            flights=TileFlights(self._batcher, self._cache),
             pixels=PixelBudget(config.pixel_budget_mib << 20),
             threads=ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode"),
             image_size=self._preprocessing.image_size,
@@ -108,9 +115,11 @@ class EncoderServicer:
         metrics.FORWARDS.set_function(lambda: self._batcher.forwards_done)
         metrics.STREAMS_OPEN.set_function(lambda: self._streams_open)
         metrics.PIXEL_BYTES.set_function(lambda: self._workers.pixels.used_bytes)
+        metrics.watch_tiles(self._cache, self._workers.flights)
 
     def close(self) -> None:
         self._batcher.close()
+        self._cache.close()
         self._workers.threads.shutdown(cancel_futures=True)
 
     async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:
@@ -121,7 +130,9 @@ class EncoderServicer:
                 self._refuse_overload()
                 opening = await self._read_open(requests)
                 media: list[Medium] = []
-                tiles = TileStream(next(self._stream_ids), media, self._workers, opening.priority)
+                tiles = TileStream(
+                    next(self._stream_ids), media, self._workers, opening.priority, opening.cache_salt
+                )
                 grants: asyncio.Task[None] | None = None
                 try:
                     await self._read_media(
@@ -431,4 +442,4 @@ def _resolve_device(device: str) -> torch.device:
 def _prepare_gpu(vision: VisionEncoder, config: EncoderConfig) -> CudaVision:
     from encoder_service.cuda_vision import CudaVision  # loads Triton
 
-    return CudaVision(vision, config.batch_tiles("cuda"))
+    return CudaVision(vision, config.batch_tiles("cuda"), config.device_cache_mib << 20)

@@ -1,4 +1,7 @@
-"""The granted tiles of one stream: decoded, cut and encoded ahead, handed out in the order of the grants."""
+"""The granted tiles of one stream: found or made ahead, and handed out in the order of the grants.
+
+A tile that the cache holds or another stream is making costs this one neither decoding nor cutting.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from encoder_service.batcher import EncodedTile, TileBatcher
 from encoder_service.media import ImageLimits, decode_image
 from encoder_service.pixel_budget import PixelBudget
+from encoder_service.tile_flights import Claim, TileFlights
 from encoder_service.tiling import Cutter, TileCutter, TilePlan
 
 # Per pixel: Pillow pads RGB to 4 bytes; a canvas is resized, copied row by row and joined to an array of 3.
 PICTURE_BYTES = 4
 CANVAS_BYTES = 4 + 3 + 3
-# Tiles cut ahead of what the client has taken, in batches: one is computed while the next is prepared.
+# Tiles begun ahead of what the client has taken, in batches: one is computed while the next is prepared.
 BATCHES_AHEAD = 2
 # Pictures of one stream decoded at a time: one stream must not take all threads and the whole budget.
 PICTURES_AHEAD = 4
@@ -56,7 +59,7 @@ class FinishedTile:
 
 @dataclass
 class StreamTimings:
-    """Nanoseconds, summed over tiles."""
+    """Nanoseconds, summed over tiles; those from the cache took none."""
 
     decode_ns: int = 0
     tile_ns: int = 0
@@ -69,7 +72,7 @@ class StreamTimings:
 class TileWorkers:
     """What all streams of the service share."""
 
-    batcher: TileBatcher
+    flights: TileFlights
     pixels: PixelBudget
     threads: ThreadPoolExecutor
     image_size: int
@@ -93,37 +96,53 @@ class TileWorkers:
             raise
 
 
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    granted: GrantedTile
+    claim: Claim
+
+
 @dataclass(eq=False)
 class _Cut:
     """Tiles of one picture that are cut together."""
 
     medium: int
-    tiles: list[GrantedTile]
+    tiles: list[_Begun]
     task: asyncio.Task[Iterable[torch.Tensor]]
 
 
 class TileStream:
-    """One consumer.  Cutting runs at most BATCHES_AHEAD in front of what it has taken: that bounds memory.
+    """One consumer.  Tiles begin at most BATCHES_AHEAD in front of what it has taken: that bounds memory.
 
-    Up to PICTURES_AHEAD pictures are decoded at a time; their tiles go to the batcher in the order of the
-    grants.
+    Those that nobody else is at are cut here, up to PICTURES_AHEAD pictures at a time, and go to the batcher
+    in the order of the grants. None of that waits for the consumer, for other streams may wait for it.
     """
 
-    def __init__(self, stream_id: int, media: Sequence[Medium], workers: TileWorkers, priority: int) -> None:
+    def __init__(
+        self,
+        stream_id: int,
+        media: Sequence[Medium],
+        workers: TileWorkers,
+        priority: int,
+        cache_salt: bytes = b"",
+    ) -> None:
         self.timings = StreamTimings()
         self._stream_id = stream_id
         self._media = media
         self._workers = workers
         self._priority = priority
-        self._granted: deque[GrantedTile] = deque()
-        self._submitted: deque[tuple[GrantedTile, asyncio.Future[EncodedTile]]] = deque()
-        self._cuts: deque[_Cut] = deque()  # not yet submitted, in the order of the grants
+        self._cache_salt = cache_salt
+        self._granted: deque[GrantedTile] = deque()  # not yet begun
+        self._begun: deque[_Begun] = deque()  # and not yet taken, in the order of the grants
+        self._to_cut: deque[_Begun] = deque()  # led by this stream, not yet part of a cut
+        self._cuts: deque[_Cut] = deque()  # not yet submitted, in the order in which they began
         self._num_outstanding = 0  # granted and not yet taken
         self._active_at = time.monotonic()  # a tile was last granted or taken
         self._is_complete = False
-        self._is_ending = False
+        self._is_ending = self._is_closed = False
         self._failure: Exception | None = None
-        self._has_work = asyncio.Event()  # for new cuts: more grants, more room, or the end of both
+        self._cut_failure: Exception | None = None  # that ended the pump
+        self._has_work = asyncio.Event()  # for new cuts: tiles to cut, less under way, or the end of both
         self._has_cut = asyncio.Event()  # for the pump: a cut has begun, or none will
         self._has_result = asyncio.Event()  # for the consumer
         self._pump = asyncio.create_task(self._cut_and_submit())
@@ -131,7 +150,7 @@ class TileStream:
 
     @property
     def num_waiting(self) -> int:
-        """Tiles granted and not yet cut."""
+        """Tiles granted and not yet begun."""
         return len(self._granted)
 
     @property
@@ -143,7 +162,7 @@ class TileStream:
         self._granted.extend(tiles)
         self._num_outstanding += len(tiles)
         self._active_at = time.monotonic()
-        self._has_work.set()
+        self._begin()
 
     def end_grants(self) -> None:
         self._is_complete = True
@@ -166,39 +185,61 @@ class TileStream:
             await self._has_result.wait()
         if self._failure is not None:
             raise self._failure
-        if not self._submitted:
+        if not self._begun:
             self._pump.result()  # raises what was wrong with the tile after the last one
             return None
-        granted, future = self._submitted.popleft()
-        self._has_work.set()
-        encoded = future.result()
+        encoded = self._begun[0].claim.result.result()
+        granted = self._begun.popleft().granted
         self.timings.queue_ns += encoded.queue_ns
         self.timings.encode_ns += encoded.encode_ns
         self.timings.transfer_ns += encoded.transfer_ns
         self._num_outstanding -= 1
         self._active_at = time.monotonic()
+        self._begin()
         return FinishedTile(granted, encoded.embeds)
 
     async def close(self) -> None:
-        """Take waiting tiles out of the batcher's queue and drop the decoded pictures."""
+        """Give up what nobody else waits for, leave the rest to others, and drop the decoded pictures."""
+        self._is_closed = True
+        for begun in self._begun:
+            self._workers.flights.leave(begun.claim)
+        self._begun.clear()  # claims know this stream, too: its pictures must not wait for the collector
+        self._to_cut.clear()
         if not self._is_ending:  # it must not be interrupted while it waits for its cuts
             self._pump.cancel()
-        for _, future in self._submitted:
-            if not future.cancel():
-                future.exception()  # retrieved: nobody is left to hear of it
         await asyncio.wait([self._pump])
         if not self._pump.cancelled():
             self._pump.exception()
-        self._failure = None  # its traceback holds this stream
+        self._failure = self._cut_failure = None  # their tracebacks hold this stream
 
     def _is_decided(self) -> bool:
         """Whether it is known what comes next."""
-        if self._submitted:
-            return self._failure is not None or self._submitted[0][1].done()
+        if self._begun:
+            return self._failure is not None or self._begun[0].claim.result.done()
         return self._failure is not None or self._pump.done()
 
     def _wake_consumer(self, _: object) -> None:
         self._has_result.set()
+
+    def _begin(self) -> None:
+        """Claim granted tiles, as many as may be ahead of the consumer."""
+        flights = self._workers.flights
+        most = 0 if self._is_closed else BATCHES_AHEAD * self._workers.batch_tiles
+        while self._granted and len(self._begun) < most:
+            granted = self._granted.popleft()
+            key = (self._cache_salt, self._media[granted.medium].content_hash, granted.tile)
+            claim = flights.claim(key, (self._priority, granted.tile), partial(self._lead, granted))
+            self._begun.append(_Begun(granted, claim))
+            claim.result.add_done_callback(self._wake_consumer)
+        self._has_work.set()
+
+    def _lead(self, granted: GrantedTile, claim: Claim) -> None:
+        """Nobody else is at this tile, or not any more."""
+        if self._cut_failure is not None:
+            self._workers.flights.fail(claim, self._cut_failure)
+        else:
+            self._to_cut.append(_Begun(granted, claim))
+            self._has_work.set()
 
     async def _cut_and_submit(self) -> None:
         """Ends with the grants, with an error or with the stream; the pictures are dropped in any case."""
@@ -206,14 +247,26 @@ class TileStream:
         try:
             while cut := await self._next_cut(beginning):
                 pixels = await cut.task
+                for begun, tile in zip(cut.tiles, pixels, strict=True):
+                    self._workers.flights.submit(begun.claim, tile)
                 self._cuts.popleft()
                 self._has_work.set()
-                for granted, tile in zip(cut.tiles, pixels, strict=True):
-                    self._submit(granted, tile)
+        except Exception as error:
+            self._fail_cuts(error)
+            raise
         finally:
             self._is_ending = True
             await self._abandon([beginning, *(cut.task for cut in self._cuts)])
             self._workers.pixels.forget(self._stream_id)
+
+    def _fail_cuts(self, error: Exception) -> None:
+        """What this stream leads comes to an end here; others take over where they wait."""
+        self._cut_failure = error
+        tiles = [begun for cut in self._cuts for begun in cut.tiles]
+        for begun in [*tiles, *self._to_cut]:
+            if begun.claim.leads:
+                self._workers.flights.fail(begun.claim, error)
+        self._to_cut.clear()
 
     async def _next_cut(self, beginning: asyncio.Task[None]) -> _Cut | None:
         """The oldest cut, begun or done; None when all grants are served."""
@@ -232,50 +285,44 @@ class TileStream:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._cuts.clear()
 
-    def _submit(self, granted: GrantedTile, tile: torch.Tensor) -> None:
-        future = self._workers.batcher.submit(tile, (self._priority, granted.tile))
-        future.add_done_callback(self._wake_consumer)
-        self._submitted.append((granted, future))
-
     async def _begin_cuts(self) -> None:
-        """Start a cut for every picture in the order of the grants, until they end."""
+        """Start a cut for every picture with tiles to cut, in their order, until none can follow."""
         try:
-            while await self._may_begin():
-                medium = self._granted[0].medium
+            while await self._may_cut():
+                medium = self._to_cut[0].granted.medium
                 running = [cut.task for cut in self._cuts if cut.medium == medium and not cut.task.done()]
                 if running:  # one user of a picture at a time; it may take these tiles, too
                     await asyncio.wait(running)
                     continue
-                tiles = self._take_grants(medium)
+                tiles = self._take_tiles(medium)
                 task = asyncio.create_task(self._cut(medium, tiles))
                 self._cuts.append(_Cut(medium, tiles, task))
                 self._has_cut.set()
         finally:
             self._has_cut.set()
 
-    async def _may_begin(self) -> bool:
-        """Wait until a tile is granted and may be cut; False when all grants are served."""
-        while not self._granted or self._room() < 1 or len(self._cuts) >= PICTURES_AHEAD:
-            if not self._granted and self._is_complete:
+    async def _may_cut(self) -> bool:
+        """Wait until there are tiles to cut and few enough pictures are; False when there will be none."""
+        while not self._to_cut or len(self._cuts) >= PICTURES_AHEAD:
+            if not self._to_cut and self._is_complete and not self._granted and not self._may_lead():
                 return False
             self._has_work.clear()
             await self._has_work.wait()
         return True
 
-    def _room(self) -> int:
-        """Tiles that may still be cut ahead of the consumer."""
-        ahead = len(self._submitted) + sum(len(cut.tiles) for cut in self._cuts)
-        return BATCHES_AHEAD * self._workers.batch_tiles - ahead
+    def _may_lead(self) -> bool:
+        """Whether this stream waits for one that may leave before it has cut."""
+        return any(begun.claim.may_lead for begun in self._begun)
 
-    def _take_grants(self, medium: int, num_taken: int = 0) -> list[GrantedTile]:
-        """The next granted tiles as far as they are this picture's, at most a batch with the `num_taken`."""
-        most = min(self._room(), self._workers.batch_tiles - num_taken)
-        tiles: list[GrantedTile] = []
-        while self._granted and self._granted[0].medium == medium and len(tiles) < most:
-            tiles.append(self._granted.popleft())
+    def _take_tiles(self, medium: int, num_taken: int = 0) -> list[_Begun]:
+        """The next tiles to cut as far as they are this picture's, at most a batch with the `num_taken`."""
+        tiles: list[_Begun] = []
+        most = self._workers.batch_tiles - num_taken
+        while self._to_cut and self._to_cut[0].granted.medium == medium and len(tiles) < most:
+            tiles.append(self._to_cut.popleft())
         return tiles
 
-    async def _cut(self, index: int, tiles: list[GrantedTile]) -> Iterable[torch.Tensor]:
+    async def _cut(self, index: int, tiles: list[_Begun]) -> Iterable[torch.Tensor]:
         """A uint8 [3, image_size, image_size] of each of `tiles`, which may have grown meanwhile."""
         medium = self._media[index]
         open_picture = partial(self._decode, index)
@@ -284,8 +331,8 @@ class TileStream:
             key, medium.decode_bytes, self._held_bytes(medium), open_picture
         ) as cutter:
             if self._cuts[-1].tiles is tiles:  # granted during the decoding, and next in order: join the cut
-                tiles += self._take_grants(index, len(tiles))
-            wanted = [granted.tile for granted in tiles]
+                tiles += self._take_tiles(index, len(tiles))
+            wanted = [begun.granted.tile for begun in tiles]
             if self._workers.make_tiles is not None:  # they are made: not worth waiting for a thread
                 return cutter.cut(wanted)
             pixels, tile_ns = await self._workers.in_thread(partial(_timed, partial(cutter.cut, wanted)))

@@ -290,6 +290,8 @@ class EngineHost:
             num_waiting=len(scheduler.waiting),
             num_free_blocks=scheduler.num_free_blocks,
             num_preemptions=scheduler.num_preemptions,
+            num_store_hits=scheduler.num_store_hits,
+            num_store_grants=scheduler.num_store_grants,
         )
 
 

@@ -93,6 +93,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_waiting: int
     num_free_blocks: int
     num_preemptions: int
+    num_store_hits: int = 0  # see VisualStore, since the engine started
+    num_store_grants: int = 0
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):

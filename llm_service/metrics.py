@@ -14,6 +14,13 @@ RUNNING = Gauge("tessera_llm_sequences_running", "Sequences in the batch")
 WAITING = Gauge("tessera_llm_sequences_waiting", "Sequences in the queue")
 KV_USAGE = Gauge("tessera_llm_kv_cache_usage", "Share of the KV blocks in use, 0 to 1")
 PREEMPTIONS = Gauge("tessera_llm_preemptions", "Sequences preempted since the engine started")
+STORE_HITS = Gauge(
+    "tessera_llm_visual_store_hits", "Tiles that requests found in the visual store since the engine started"
+)
+STORE_GRANTS = Gauge(
+    "tessera_llm_visual_store_grants",
+    "Tiles asked of encoders since the engine started, again after an eviction",
+)
 ENCODERS = Gauge("tessera_llm_encoders_ready", "Encoders that answer and hold the same checkpoint")
 PROMPT_TOKENS = Counter("tessera_llm_prompt_tokens_total", "Prompt tokens of finished requests", ["kind"])
 COMPLETION_TOKENS = Counter("tessera_llm_completion_tokens_total", "Generated tokens of finished requests")
@@ -29,6 +36,8 @@ def watch_load(engine: EngineClient, encoders: EncoderPool) -> None:
     WAITING.set_function(lambda: engine.stats.num_waiting)
     KV_USAGE.set_function(lambda: 1 - engine.stats.num_free_blocks / num_blocks)
     PREEMPTIONS.set_function(lambda: engine.stats.num_preemptions)
+    STORE_HITS.set_function(lambda: engine.stats.num_store_hits)
+    STORE_GRANTS.set_function(lambda: engine.stats.num_store_grants)
     ENCODERS.set_function(lambda: encoders.num_ready)
 
 

@@ -173,6 +173,16 @@ class Scheduler:
         return self._first_missing(sequence, sequence.num_computed_tokens, None) is not None
 
     @property
+    def num_store_hits(self) -> int:
+        """Tiles that requests found in the visual store."""
+        return self._store.num_hits
+
+    @property
+    def num_store_grants(self) -> int:
+        """Tiles that had to be fetched from an encoder."""
+        return self._store.num_grants
+
+    @property
     def num_free_blocks(self) -> int:
         return self._blocks.num_free_blocks
 

@@ -30,6 +30,8 @@ class VisualStore:
         if num_slots < 1:
             raise ValueError(f"num_slots must be >= 1, got {num_slots}")
         self.num_slots = num_slots
+        self.num_hits = 0  # tiles that a group found here, stored or on their way
+        self.num_grants = 0  # tiles that had to be fetched
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._entries: OrderedDict[TileKey, StoreEntry] = OrderedDict()  # least recently used first
 
@@ -48,6 +50,7 @@ class VisualStore:
         entry = self._entries.get(key)
         if entry is None:
             return False
+        self.num_hits += group_id not in entry.users
         entry.users.add(group_id)
         self._entries.move_to_end(key)
         return True
@@ -58,6 +61,7 @@ class VisualStore:
         if not self._free_slots and not self._evict_unused():
             return None
         slot = self._free_slots.pop()
+        self.num_grants += 1
         self._entries[key] = StoreEntry(slot, owner=group_id, users={group_id})
         return slot
 

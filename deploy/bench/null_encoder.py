@@ -52,7 +52,7 @@ class NullVision:
 
 
 async def main(folder: Path) -> None:
-    config = EncoderConfig()
+    config = EncoderConfig(host_cache_mib=0)  # every tile is made and sent
     base = FingerprintBase(open_checkpoint(str(folder)))
     servicer = EncoderServicer(config, base, NullVision(config.batch_tiles("cpu")))
     server = Server(ServerConfig(), [SERVICE_NAME])

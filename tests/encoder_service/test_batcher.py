@@ -124,6 +124,18 @@ async def test_a_lower_priority_value_goes_before_all_tiles_of_a_higher_one() ->
         assert encoder.batches[1:] == [[20, 21], [10]]
 
 
+async def test_a_waiting_tile_may_be_hastened_and_never_slowed_down() -> None:
+    async with busy_batcher(max_batch_tiles=1) as (batcher, encoder, running):
+        futures = [batcher.submit(tile(10 + index), (0, index)) for index in range(3)]
+        batcher.hasten(futures[2], (-1, 2))
+        batcher.hasten(futures[0], (7, 0))
+        batcher.hasten(running, (-9, 0))  # a forward has taken it
+        encoder.permit()
+        results = await asyncio.gather(*futures)
+        assert encoder.batches[1:] == [[12], [10], [11]]
+        assert [float(result.embeds[0, 0, 0]) for result in results] == [20, 22, 24]
+
+
 async def test_an_aged_tile_is_not_starved_by_new_first_tiles() -> None:
     async with busy_batcher(max_batch_tiles=1, max_wait_s=0.05) as (batcher, encoder, _):
         aged = batcher.submit(tile(19), (9, 9))
@@ -235,7 +247,8 @@ class QueuedForward:
         assert self.device.permitted.acquire(timeout=10)
         if any(int(tile[0, 0, 0]) == BAD for tile in self.tiles):
             raise RuntimeError("secret of a library")
-        return ForwardResult([tile.float() * 2 for tile in self.tiles], encode_ns=3, transfer_ns=2)
+        embeds = [tile.float() * 2 for tile in self.tiles]
+        return ForwardResult(embeds, encode_ns=3, transfer_ns=2, on_device=[value + 1 for value in embeds])
 
 
 @asynccontextmanager
@@ -270,6 +283,8 @@ async def test_a_device_has_the_next_forward_in_its_queue_and_no_further_one() -
         assert [float(result.embeds[0, 0, 0]) for result in results] == [2 * value for value in range(7)]
         assert [value for batch in device.batches for value in batch] == list(range(7))
         assert (results[0].encode_ns, results[0].transfer_ns) == (3, 2)
+        on_device = [float(result.on_device[0, 0, 0]) for result in results if result.on_device is not None]
+        assert on_device == [2 * value + 1 for value in range(7)]
 
 
 async def test_the_first_forward_of_an_idle_device_may_be_smaller() -> None:

@@ -29,6 +29,8 @@ def test_every_setting_of_its_own_says_what_it_is() -> None:
         ({"first_batch_tiles": 0}, r"first_batch_tiles must be >= 1, got 0"),
         ({"decode_workers": 0}, r"decode_workers must be >= 1, got 0"),
         ({"pixel_budget_mib": -1}, r"pixel_budget_mib must be >= 1, got -1"),
+        ({"host_cache_mib": -1}, r"host_cache_mib must be >= 0, got -1"),
+        ({"device_cache_mib": -1}, r"device_cache_mib must be >= 0, got -1"),
         ({"max_streams": -5}, r"max_streams must be >= 1, got -5"),
         ({"max_media": 0}, r"max_media must be >= 1, got 0"),
         ({"max_stream_bytes": 0}, r"max_stream_bytes must be >= 1, got 0"),
@@ -44,6 +46,11 @@ def test_a_wrong_setting_is_refused_by_name_and_value(values: dict[str, Any], me
         EncoderConfig(**values)
 
 
+def test_caches_may_be_switched_off() -> None:
+    config = EncoderConfig(host_cache_mib=0, device_cache_mib=0)
+    assert (config.host_cache_mib, config.device_cache_mib) == (0, 0)
+
+
 def test_a_forward_on_a_gpu_takes_more_tiles_unless_told_otherwise() -> None:
-    assert [EncoderConfig().batch_tiles(device) for device in ("cpu", "cuda")] == [16, 32]
+    assert [EncoderConfig().batch_tiles(device) for device in ("cpu", "cuda")] == [2, 32]
     assert EncoderConfig(max_batch_tiles=5).batch_tiles("cuda") == 5

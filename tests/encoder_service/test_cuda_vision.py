@@ -11,10 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from encoder_service.batcher import TileBatcher
 from encoder_service.config import EncoderConfig
 from encoder_service.cuda_vision import CudaVision
 from encoder_service.media import ImageLimits, decode_image
 from encoder_service.servicer import EncoderServicer
+from encoder_service.tile_cache import TileCache
+from encoder_service.tile_flights import TileFlights
 from encoder_service.tiling import TileCutter, TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
 from protos.channel import open_channel
@@ -23,7 +26,7 @@ from protos.encoder_rpc import SERVICE_NAME, EncoderStub, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
 from protos.server import Server, ServerConfig
 from tests.encoder_service.conftest import KINDS, hf_config, hf_tensors
-from tests.encoder_service.wire import Answer, Service, finish, read_layout, start
+from tests.encoder_service.wire import Answer, Service, finish, read_layout, start, until
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,8 +115,8 @@ async def test_the_service_gives_the_cpus_embeds_for_many_streams_at_a_time(
 ) -> None:
     exact = VisionEncoder.load(checkpoint, "cpu")
     eager = VisionEncoder.load(checkpoint, "cuda")
-    gpu = CudaVision(eager, 32)
-    config = EncoderConfig(model="a model", decode_workers=4)
+    gpu = CudaVision(eager, 32, cache_bytes=1 << 20)
+    config = EncoderConfig(model="a model", decode_workers=4, device_cache_mib=1)
     servicer = EncoderServicer(config, FingerprintBase(checkpoint), eager, gpu)
     server = Server(ServerConfig(shutdown_grace_s=0), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
@@ -125,7 +128,8 @@ async def test_the_service_gives_the_cpus_embeds_for_many_streams_at_a_time(
     try:
         async with open_channel(f"127.0.0.1:{port}") as channel:
             service = Service(servicer, server, channel, EncoderStub(channel), 0)
-            answers = await asyncio.gather(*(ask(service, pictures) for _ in range(12)))
+            answers = await asyncio.gather(*(ask(service, pictures, bytes([salt])) for salt in range(12)))
+            again = await asyncio.gather(*(ask(service, pictures, bytes([salt])) for salt in range(12)))
     finally:
         await server.stop()
         await asyncio.to_thread(servicer.close)
@@ -135,10 +139,67 @@ async def test_the_service_gives_the_cpus_embeds_for_many_streams_at_a_time(
         timings = answer.timings
         assert timings is not None
         assert min(timings.decode_ns, timings.tile_ns, timings.encode_ns, timings.total_ns) > 0
+    for answer, first in zip(again, answers, strict=True):
+        assert answer.payloads == first.payloads
+        timings = answer.timings
+        assert timings is not None and timings.decode_ns == timings.tile_ns == timings.encode_ns == 0
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def ask(service: Service, pictures: list[bytes]) -> Answer:
-    call = await start(service, pictures, initial_credit=100)
+def test_forwards_leave_tiles_on_the_gpu_where_it_has_a_cache(checkpoint: Checkpoint) -> None:
+    encoder = VisionEncoder.load(checkpoint, "cuda")
+    tiles = list(random_tiles(MAX_TILES).cuda())
+    torch.cuda.synchronize()
+    assert len(CudaVision(encoder, MAX_TILES).launch(tiles).result().on_device) == 0
+    vision = CudaVision(encoder, MAX_TILES, cache_bytes=1 << 16)
+    result = vision.launch(tiles).result()
+    for _ in range(20):  # what the first forward has left is its own
+        vision.launch(tiles[::-1]).result()
+    assert len(result.on_device) == MAX_TILES
+    for on_device, host in zip(result.on_device, result.embeds, strict=True):
+        assert on_device.is_cuda and on_device.untyped_storage().nbytes() == on_device.nbytes
+        copy = vision.to_host(on_device)
+        assert copy.is_pinned() and copy.data_ptr() != host.data_ptr() and torch.equal(copy, host)
+        assert vision.to_host(host) is host
+
+
+def test_the_caches_memory_is_taken_at_the_start(checkpoint: Checkpoint) -> None:
+    encoder = VisionEncoder.load(checkpoint, "cuda")
+    grown, kept = [], []
+    for cache_bytes in (0, 0, 64 << 20):  # the first one lets libraries take theirs
+        before = torch.cuda.memory_reserved()
+        kept.append(CudaVision(encoder, MAX_TILES, cache_bytes))
+        grown.append(torch.cuda.memory_reserved() - before)
+    assert grown[2] - grown[1] >= 48 << 20
+
+
+async def test_tiles_on_the_gpu_and_those_that_moved_to_the_host_are_what_the_forward_gave(
+    checkpoint: Checkpoint,
+) -> None:
+    vision = CudaVision(VisionEncoder.load(checkpoint, "cuda"), MAX_TILES, cache_bytes=1 << 16)
+    tiles = random_tiles(10)
+    expected = vision.encode(tiles)
+    cache = TileCache(1 << 20, 4 * expected[0].nbytes, vision.to_host)
+    batcher = TileBatcher(vision.encode, MAX_TILES, launch=vision.launch)
+    flights = TileFlights(batcher, cache)
+    try:
+        for number, pixels in enumerate(tiles.cuda()):
+            claim = flights.claim((b"", b"", number), (0,), lambda claim: None)
+            torch.cuda.synchronize()
+            flights.submit(claim, pixels)
+            torch.testing.assert_close((await claim.result).embeds, expected[number], atol=1e-4, rtol=1e-4)
+        assert (len(cache.device), len(cache.host)) == (4, 6)
+        for number in range(10):
+            found = cache.find((b"", b"", number))
+            assert found is not None
+            torch.testing.assert_close(await found, expected[number], atol=1e-4, rtol=1e-4)
+        await until(lambda: not cache.find((b"", b"", 5)).result().is_pinned())
+    finally:
+        await asyncio.to_thread(batcher.close)
+        await asyncio.to_thread(cache.close)
+
+
+async def ask(service: Service, pictures: list[bytes], salt: bytes) -> Answer:
+    call = await start(service, pictures, initial_credit=100, cache_salt=salt)
     await read_layout(call)
     return await finish(call)

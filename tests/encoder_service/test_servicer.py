@@ -419,7 +419,7 @@ class TestGetModel:
         vision = ScriptedVision()
         async with serving(checkpoint, vision, max_batch_tiles=4) as service:
             vision.gate.clear()
-            calls = [await start(service, [PICTURE], initial_credit=7) for _ in range(2)]
+            calls = [await start(service, [gradient(seed)], initial_credit=7) for seed in range(2)]
             for call in calls:
                 await read_layout(call)
             await service.until_load(tiles=10, streams=2)
@@ -483,7 +483,7 @@ BAD_STREAMS: dict[str, tuple[Sequence[encoder_pb2.EncodeRequest], str]] = {
     "tiles beyond the picture": ((*UPLOAD, grant((0, 12, 2))), "grant.tiles[0]"),
     "no tiles": ((*UPLOAD, grant((0, 0, 0))), "grant.tiles[0]"),
     "tiles beyond any number": ((*UPLOAD, grant((0, 2**32 - 1, 2**32 - 1))), "grant.tiles[0]"),
-    "the same tiles too often": ((*UPLOAD, grant(*[(0, 0, 13)] * 2000)), "grant.tiles[1260]"),
+    "the same tiles too often": ((*UPLOAD, grant(*[(0, 0, 13)] * 2000)), "grant.tiles[1262]"),
 }
 
 
@@ -697,6 +697,24 @@ async def until_still(vision: ScriptedVision) -> int:
     return encoded
 
 
+class TestCache:
+    @pytest.mark.parametrize(("mib", "encoded"), [(1, (1, 1, 2, 2, 2)), (0, (1, 2, 3, 4, 5))])
+    async def test_a_picture_that_comes_again_under_its_salt_costs_no_forward(
+        self, checkpoint: Path, mib: int, encoded: tuple[int, ...]
+    ) -> None:
+        vision = ScriptedVision()
+        async with serving(checkpoint, vision, host_cache_mib=mib) as service:
+            answers = []
+            for salt, times in zip((b"", b"", b"a tenant", b"a tenant", b""), encoded, strict=True):
+                call = await start(service, [PICTURE], initial_credit=NUM_TILES, cache_salt=salt)
+                await read_layout(call)
+                answers.append(await finish(call))
+                assert sum(vision.batches) == times * NUM_TILES
+        assert all(answer.payloads == answers[0].payloads for answer in answers)
+        assert answers[1].timings is not None
+        assert (answers[1].timings.decode_ns == answers[1].timings.encode_ns == 0) == bool(mib)
+
+
 class TestManyStreams:
     async def test_a_client_that_does_not_read_holds_up_nobody_and_little_memory(
         self, checkpoint: Path
@@ -704,7 +722,7 @@ class TestManyStreams:
         """1 MiB a tile, 312 tiles: what is encoded is what is cut ahead and what gRPC and the kernel hold."""
         vision = ScriptedVision(hidden_size=1 << 18)
         async with serving(checkpoint, vision, max_batch_tiles=4) as service:
-            stalled = await start(service, [PICTURE] * 24, initial_credit=1000)
+            stalled = await start(service, [gradient(seed) for seed in range(1, 25)], initial_credit=1000)
             encoded = await until_still(vision)
             assert 0 < encoded < 100
             await works(service)

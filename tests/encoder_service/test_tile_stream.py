@@ -1,25 +1,33 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from encoder_service.batcher import TileBatcher
-from encoder_service.media import ImageLimits, read_header
+from encoder_service.media import ImageLimits, decode_image, read_header
 from encoder_service.pixel_budget import PixelBudget
+from encoder_service.tile_cache import TileCache
+from encoder_service.tile_flights import TileFlights
 from encoder_service.tile_stream import (
     BATCHES_AHEAD,
     PICTURES_AHEAD,
     GrantedTile,
     Medium,
+    StreamTimings,
     TileStream,
     TileWorkers,
 )
@@ -36,32 +44,42 @@ class Bench:
     """The parts that streams share, around a scripted tower."""
 
     vision: ScriptedVision
+    batcher: TileBatcher
+    cache: TileCache
     workers: TileWorkers
 
-    def stream(self, *pictures: bytes, stream_id: int = 0) -> TileStream:
+    def stream(
+        self, *pictures: bytes, stream_id: int = 0, priority: int = 0, salt: bytes = b""
+    ) -> TileStream:
         media = [medium_of(data) for data in pictures]
-        return TileStream(stream_id, media, self.workers, priority=0)
+        return TileStream(stream_id, media, self.workers, priority, salt)
 
     @property
     def is_idle(self) -> bool:
-        return not self.workers.batcher.tiles_queued and not self.workers.pixels.used_bytes
+        return not self.batcher.tiles_queued and not self.workers.pixels.used_bytes
 
 
 @asynccontextmanager
 async def bench(
-    budget_bytes: int = 1 << 30, num_threads: int = 1, make_tiles: MakeTiles | None = None
+    budget_bytes: int = 1 << 30,
+    num_threads: int = 1,
+    make_tiles: MakeTiles | None = None,
+    cache_bytes: int = 0,
 ) -> AsyncIterator[Bench]:
     vision = ScriptedVision()
     batcher = TileBatcher(vision.encode, BATCH_TILES)
+    cache = TileCache(cache_bytes)
+    flights = TileFlights(batcher, cache)
     threads = ThreadPoolExecutor(num_threads)
     workers = TileWorkers(
-        batcher, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES, make_tiles
+        flights, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES, make_tiles
     )
     try:
-        yield Bench(vision, workers)
+        yield Bench(vision, batcher, cache, workers)
     finally:
         vision.gate.set()
         await asyncio.to_thread(batcher.close)
+        cache.close()
         threads.shutdown()
 
 
@@ -75,7 +93,7 @@ async def parts() -> AsyncIterator[Bench]:
 def medium_of(data: bytes) -> Medium:
     header = read_header(data, ImageLimits(), "data")
     plan = plan_tiles(header.width, header.height, TilingOptions(1, 12, True), SIDE)
-    return Medium(data, header.width, header.height, header.decode_bytes, plan, content_hash=b"")
+    return Medium(data, header.width, header.height, header.decode_bytes, plan, sha256(data).digest())
 
 
 def tiles(medium: int, *numbers: int) -> list[GrantedTile]:
@@ -146,7 +164,7 @@ async def test_granted_tiles_of_one_picture_go_to_the_tower_together(parts: Benc
     stream = parts.stream(gradient(0), gradient(1))
     stream.grant([*tiles(0, 0, 1, 2, 3), *tiles(1, 0)])
     stream.end_grants()
-    await until(lambda: parts.workers.batcher.tiles_queued + sum(parts.vision.batches) == 5)
+    await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == 5)
     parts.vision.gate.set()
     assert len(await take_all(stream)) == 5
     await stream.close()
@@ -214,7 +232,7 @@ async def test_a_failed_forward_fails_the_stream(parts: Bench, caplog: pytest.Lo
 async def test_a_closed_batcher_fails_the_stream() -> None:
     async with bench() as parts:
         stream = parts.stream(gradient())
-        parts.workers.batcher.close()
+        parts.batcher.close()
         stream.grant(tiles(0, 0))
         with pytest.raises(Unavailable):
             await stream.next_tile()
@@ -226,7 +244,7 @@ async def test_close_takes_waiting_tiles_out_of_the_queue_and_drops_pictures(par
     parts.vision.gate.clear()
     stream = parts.stream(gradient())
     stream.grant(tiles(0, *range(13)))
-    await until(lambda: parts.workers.batcher.tiles_queued == (BATCHES_AHEAD - 1) * BATCH_TILES)
+    await until(lambda: parts.batcher.tiles_queued == (BATCHES_AHEAD - 1) * BATCH_TILES)
     await stream.close()
     await until(lambda: parts.is_idle)
     assert parts.vision.batches == [BATCH_TILES]
@@ -291,7 +309,7 @@ class Maker:
 
     def __init__(self) -> None:
         self.gate = threading.Event()
-        self.num_waiting = 0
+        self.num_waiting = self.num_made = 0
         self.lock = threading.Lock()
 
     def __call__(self, image: Image.Image, plan: TilePlan) -> Cutter:
@@ -300,6 +318,7 @@ class Maker:
         assert self.gate.wait(5)
         with self.lock:
             self.num_waiting -= 1
+            self.num_made += 1
         return TileCutter(image, plan, SIDE)
 
 
@@ -331,6 +350,28 @@ async def test_tiles_granted_while_their_picture_is_decoded_are_cut_with_the_fir
         maker.gate.set()
         assert await take_all(stream) == [*tiles(0, 4, 5, 6, 7), *tiles(1, 0)]
         await stream.close()
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_nothing_refers_to_a_closed_stream(parts: Bench, is_read: bool) -> None:
+    """Its pictures must not wait for the garbage collector."""
+    stream = parts.stream(gradient())
+    parts.vision.gate.clear()
+    stream.grant(tiles(0, *range(5)))
+    stream.end_grants()
+    await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == 5)
+    if is_read:
+        parts.vision.gate.set()
+        await take_all(stream)
+    gc.disable()
+    try:
+        await stream.close()
+        closed = weakref.ref(stream)
+        del stream
+        parts.vision.gate.set()
+        await until(lambda: closed() is None)
+    finally:
+        gc.enable()
 
 
 async def test_tiles_that_are_made_at_once_count_and_the_picture_does_not() -> None:
@@ -374,3 +415,318 @@ async def test_random_grants_come_in_order_whatever_is_decoded_when() -> None:
             assert await take_all(stream) == order
             await stream.close()
             assert parts.is_idle
+
+
+async def served(
+    parts: Bench, order: Sequence[GrantedTile], *pictures: bytes, **of_stream: Any
+) -> TileStream:
+    """A stream that was granted `order` and nothing more, read to its end; the tiles were right."""
+    stream = parts.stream(*pictures, **of_stream)
+    stream.grant(order)
+    stream.end_grants()
+    assert await take_checked(stream, *pictures) == list(order)
+    await stream.close()
+    return stream
+
+
+async def take_checked(stream: TileStream, *pictures: bytes) -> list[GrantedTile]:
+    """All tiles; each has its own picture's embeddings."""
+    cutters = [
+        TileCutter(decode_image(data, ImageLimits(), "data"), medium_of(data).plan, SIDE) for data in pictures
+    ]
+    taken = []
+    while (finished := await stream.next_tile()) is not None:
+        granted = finished.granted
+        pixels = cutters[granted.medium].cut([granted.tile])[0]
+        assert float(finished.embeds[0, 0]) == pytest.approx(float(pixels.float().mean()))
+        taken.append(granted)
+    return taken
+
+
+class TestCachedTiles:
+    async def test_of_a_whole_picture_cost_neither_decode_nor_cut_nor_forward(self) -> None:
+        maker = Maker()
+        maker.gate.set()
+        async with bench(cache_bytes=1 << 20, make_tiles=maker) as parts:
+            await served(parts, tiles(0, *range(13)), gradient())
+            encoded = sum(parts.vision.batches)
+            maker.gate.clear()  # decoding would not end
+            stream = await served(parts, tiles(0, *range(13)), gradient(), stream_id=1)
+            assert sum(parts.vision.batches) == encoded == 13
+            assert stream.timings == StreamTimings()
+            assert parts.cache.host.num_hits == 13 and parts.is_idle
+
+    async def test_are_found_while_the_pixel_budget_is_full(self) -> None:
+        maker = Maker()
+        maker.gate.set()
+        async with bench(budget_bytes=1, num_threads=2, cache_bytes=1 << 20, make_tiles=maker) as parts:
+            await served(parts, tiles(0, 1, 2), gradient())
+            maker.gate.clear()
+            blocking = parts.stream(gradient(1), stream_id=1)
+            blocking.grant(tiles(0, 0))
+            await until(lambda: maker.num_waiting == 1)
+            assert parts.workers.pixels.used_bytes == 1
+            await asyncio.wait_for(served(parts, tiles(0, 2, 1), gradient(), stream_id=2), 5)
+            assert maker.num_waiting == 1
+            maker.gate.set()
+            await blocking.close()
+
+    async def test_come_in_their_place_among_those_that_are_made(self) -> None:
+        async with bench(cache_bytes=1 << 20) as parts:
+            await served(parts, [*tiles(0, 1, 4), *tiles(1, 0, 3)], gradient(0), gradient(1))
+            order = [*tiles(0, *range(6)), *tiles(1, *range(5))]
+            await served(parts, order, gradient(0), gradient(1), stream_id=1)
+            assert sum(parts.vision.batches) == 4 + len(order) - 4
+
+    async def test_of_another_salt_are_made_again(self) -> None:
+        async with bench(cache_bytes=1 << 20) as parts:
+            for stream_id, salt in enumerate((b"", b"a tenant", b"another", b"a tenant")):
+                await served(parts, tiles(0, 0, 1), gradient(), stream_id=stream_id, salt=salt)
+            assert sum(parts.vision.batches) == 3 * 2
+
+    async def test_that_had_to_go_are_made_again_and_no_others(self) -> None:
+        async with bench(cache_bytes=4 * 8 * 3) as parts:  # three tiles
+            await served(parts, tiles(0, 0, 1, 2, 3), gradient())
+            await served(parts, tiles(0, 2, 3, 0), gradient(), stream_id=1)
+            assert sum(parts.vision.batches) == 4 + 1
+
+    async def test_wait_for_the_consumer_like_others(self) -> None:
+        """What a stream holds beyond the cache's bound is bounded, too."""
+        async with bench(cache_bytes=1 << 20) as parts:
+            await served(parts, tiles(0, *range(13)), gradient())
+            stream = parts.stream(gradient(), stream_id=1)
+            stream.grant(tiles(0, *range(13)))
+            assert stream.num_waiting == 13 - BATCHES_AHEAD * BATCH_TILES
+            await stream.close()
+
+
+class TestTilesThatSeveralStreamsWant:
+    async def test_are_decoded_and_made_once(self) -> None:
+        maker = Maker()
+        async with bench(num_threads=4, make_tiles=maker) as parts:
+            serving = [
+                asyncio.create_task(served(parts, tiles(0, *range(6)), gradient(), stream_id=number))
+                for number in range(5)
+            ]
+            await until(lambda: parts.workers.flights.num_joins == 4 * 6)
+            await until(lambda: maker.num_waiting == 1)
+            maker.gate.set()
+            await asyncio.gather(*serving)
+            assert (maker.num_made, sum(parts.vision.batches)) == (1, 6) and parts.is_idle
+
+    async def test_are_taken_over_when_the_one_that_decodes_closes(self) -> None:
+        maker = Maker()
+        async with bench(num_threads=2, make_tiles=maker) as parts:
+            leader = parts.stream(gradient())
+            leader.grant(tiles(0, 0, 1, 2))
+            await until(lambda: maker.num_waiting == 1)
+            waiters = [
+                asyncio.create_task(served(parts, tiles(0, *wanted), gradient(), stream_id=number))
+                for number, wanted in ((1, (0, 1)), (2, (2, 1, 0)))
+            ]
+            await until(lambda: parts.workers.flights.num_joins == 5)
+            closing = asyncio.create_task(leader.close())
+            await until(lambda: maker.num_waiting == 2)  # a waiter decodes before the leader's thread is back
+            maker.gate.set()
+            await asyncio.wait_for(asyncio.gather(closing, *waiters), 5)
+            assert sum(parts.vision.batches) == 3 and parts.is_idle
+
+    async def test_are_made_for_the_others_when_the_one_that_cut_them_closes(self) -> None:
+        async with bench() as parts:
+            parts.vision.gate.clear()
+            leader = parts.stream(gradient())
+            leader.grant(tiles(0, 0, 1, 2, 3))
+            await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == 4)
+            waiter = asyncio.create_task(served(parts, tiles(0, 3, 0), gradient(), stream_id=1))
+            await until(lambda: parts.workers.flights.num_joins == 2)
+            await leader.close()
+            parts.vision.gate.set()
+            await asyncio.wait_for(waiter, 5)
+            assert sum(parts.vision.batches) <= 4 and parts.is_idle
+
+    async def test_go_to_the_tower_by_the_best_priority_of_those_streams(self, parts: Bench) -> None:
+        parts.vision.gate.clear()
+        first = parts.stream(gradient(1), stream_id=9)
+        first.grant(tiles(0, 0))
+        await until(lambda: parts.vision.batches == [1])
+        streams = [
+            parts.stream(gradient(), stream_id=at, priority=priority) for at, priority in enumerate((5, -1))
+        ]
+        streams[0].grant(tiles(0, 1, 2))
+        await until(lambda: parts.batcher.tiles_queued == 2)
+        streams[1].grant(tiles(0, 2))
+        orders = [waiting.order for waiting in parts.batcher._waiting.values()]
+        assert orders == [(5, 1), (-1, 2)]
+        for stream in (first, *streams):
+            await stream.close()
+
+    async def test_do_not_wait_for_a_consumer_that_takes_nothing(self, parts: Bench) -> None:
+        idle = parts.stream(gradient())
+        idle.grant(tiles(0, *range(13)))
+        await asyncio.wait_for(served(parts, tiles(0, *reversed(range(13))), gradient(), stream_id=1), 5)
+        await idle.close()
+
+    async def test_that_lead_and_wait_for_each_other_come(self, parts: Bench) -> None:
+        """Each leads what the other wants first."""
+        forth, back = [*tiles(0, 0), *tiles(1, 0)], [*tiles(1, 0), *tiles(0, 0)]
+        pictures = gradient(0), gradient(1)
+        for round_number in range(5):
+            pair = (
+                served(parts, order, *pictures, stream_id=number)
+                for number, order in enumerate((forth, back))
+            )
+            await asyncio.wait_for(asyncio.gather(*pair), 5)
+            assert parts.is_idle, round_number
+
+    async def test_of_a_corrupt_picture_fail_each_stream_by_its_own_field(self, parts: Bench) -> None:
+        good, bad = gradient(0), corrupt_pixels(gradient(1, format="JPEG"))
+        streams = [parts.stream(bad), parts.stream(good, bad, stream_id=1), parts.stream(bad, stream_id=2)]
+        for stream, medium in zip(streams, (0, 1, 0), strict=True):
+            stream.grant(tiles(medium, 0, 1))
+        for stream, medium in zip(streams, (0, 1, 0), strict=True):
+            with pytest.raises(InvalidRequest) as caught:
+                await asyncio.wait_for(stream.next_tile(), 5)
+            assert caught.value.field == f"media[{medium}].data"
+        for stream in streams:
+            await stream.close()
+
+    async def test_survive_another_picture_of_the_stream_that_leads_them(self) -> None:
+        """It fails before it has cut them."""
+        maker = Maker()
+        async with bench(make_tiles=maker) as parts:
+            good, bad = gradient(0), corrupt_pixels(gradient(1, format="JPEG"))
+            blocking = parts.stream(gradient(2), stream_id=9)
+            blocking.grant(tiles(0, 0))
+            await until(lambda: maker.num_waiting == 1)  # on the only thread
+            leader = parts.stream(bad, good)
+            leader.grant([*tiles(0, 0), *tiles(1, 0, 1)])
+            waiter = asyncio.create_task(served(parts, tiles(0, 0, 1), good, stream_id=1))
+            await until(lambda: parts.workers.flights.num_joins == 2)
+            maker.gate.set()
+            with pytest.raises(InvalidRequest):
+                await asyncio.wait_for(leader.next_tile(), 5)
+            await asyncio.wait_for(waiter, 5)
+            await leader.close()
+            await blocking.close()
+            assert parts.is_idle
+
+    async def test_all_fail_with_the_forward(self, parts: Bench, caplog: pytest.LogCaptureFixture) -> None:
+        parts.vision.gate.clear()
+        parts.vision.fails = True
+        streams = [parts.stream(gradient(), stream_id=number) for number in range(3)]
+        for stream in streams:
+            stream.grant(tiles(0, 0))
+        parts.vision.gate.set()
+        for stream in streams:
+            with pytest.raises(ModelError):
+                await asyncio.wait_for(stream.next_tile(), 5)
+            await stream.close()
+        assert parts.vision.batches == [1]
+        assert [record.name for record in caplog.records] == ["encoder_service.batcher"]
+
+    async def test_all_end_when_the_service_does(self) -> None:
+        async with bench() as parts:
+            parts.vision.gate.clear()
+            streams = [parts.stream(gradient(), stream_id=number) for number in range(3)]
+            for stream in streams:
+                stream.grant(tiles(0, *range(BATCH_TILES + 2)))
+            await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == BATCH_TILES + 2)
+            closing = asyncio.create_task(asyncio.to_thread(parts.batcher.close))
+            await until(lambda: parts.batcher.tiles_queued == 0)
+            parts.vision.gate.set()
+            for stream in streams:
+                with pytest.raises(Unavailable):
+                    await asyncio.wait_for(take_all(stream), 5)
+                await stream.close()
+            await closing
+            assert parts.is_idle
+
+    async def test_nothing_is_begun_for_a_stream_that_has_closed(self, parts: Bench) -> None:
+        stream = parts.stream(gradient())
+        await stream.close()
+        stream.grant(tiles(0, 0))
+        await asyncio.wait_for(served(parts, tiles(0, 0), gradient(), stream_id=1), 5)
+
+    @pytest.mark.parametrize("cache_bytes", [0, 200, 1 << 20])
+    async def test_come_to_those_that_stay_however_many_leave(self, cache_bytes: int) -> None:
+        dice = random.Random(cache_bytes)
+        pictures = [gradient(seed) for seed in range(3)]
+        async with bench(budget_bytes=400_000, num_threads=3, cache_bytes=cache_bytes) as parts:
+
+            async def visit(number: int) -> None:
+                stream = parts.stream(*pictures, stream_id=number, priority=number % 3)
+                order = [
+                    GrantedTile(dice.randrange(3), dice.randrange(13)) for _ in range(dice.randint(1, 25))
+                ]
+                leaves_after = dice.choice((None, None, dice.randrange(len(order) + 1)))
+                stream.grant(order)
+                stream.end_grants()
+                try:
+                    if leaves_after is None:
+                        assert await take_checked(stream, *pictures) == order
+                    else:
+                        for expected in order[:leaves_after]:
+                            finished = await stream.next_tile()
+                            assert finished is not None and finished.granted == expected
+                finally:
+                    await stream.close()
+
+            for start in range(0, 60, 12):
+                visits = (visit(number) for number in range(start, start + 12))
+                await asyncio.wait_for(asyncio.gather(*visits), 20)
+            assert parts.is_idle
+
+    async def test_of_pictures_behind_a_corrupt_one_are_left_to_others(self, parts: Bench) -> None:
+        """More pictures than are decoded at a time: the last one's cut has not begun."""
+        bad = corrupt_pixels(gradient(0, format="JPEG"))
+        pictures = [bad, *(gradient(seed) for seed in range(1, PICTURES_AHEAD + 1))]
+        gate = threading.Event()
+        blocked = parts.workers.threads.submit(gate.wait)  # the only one
+        leader = parts.stream(*pictures)
+        leader.grant([GrantedTile(medium, 0) for medium in range(len(pictures))])
+        waiter = asyncio.create_task(served(parts, tiles(0, 0), pictures[-1], stream_id=1))
+        await until(lambda: parts.workers.flights.num_joins == 1)
+        gate.set()
+        await asyncio.wrap_future(blocked)
+        with pytest.raises(InvalidRequest):
+            await asyncio.wait_for(leader.next_tile(), 5)
+        await asyncio.wait_for(waiter, 5)
+        await leader.close()
+
+    async def test_are_not_left_to_a_stream_that_has_failed(self) -> None:
+        maker = Maker()
+        async with bench(num_threads=3, make_tiles=maker) as parts:
+            good, bad = gradient(0), corrupt_pixels(gradient(1, format="JPEG"))
+            leader, failing = parts.stream(good), parts.stream(bad, good, stream_id=1)
+            leader.grant(tiles(0, 0))
+            failing.grant([*tiles(0, 0), *tiles(1, 0)])
+            waiter = asyncio.create_task(served(parts, tiles(0, 0), good, stream_id=2))
+            await until(lambda: parts.workers.flights.num_joins == 2 and maker.num_waiting == 1)
+            with pytest.raises(InvalidRequest):
+                await asyncio.wait_for(failing.next_tile(), 5)
+            closing = asyncio.create_task(leader.close())
+            await until(lambda: maker.num_waiting == 2)  # the waiter's turn
+            maker.gate.set()
+            await asyncio.wait_for(asyncio.gather(closing, waiter), 5)
+            await failing.close()
+            assert parts.is_idle
+
+
+class BreakingCutter:
+    """Breaks down behind its first tile."""
+
+    def cut(self, tiles: Sequence[int]) -> Iterator[torch.Tensor]:
+        yield torch.zeros((3, SIDE, SIDE), dtype=torch.uint8)
+        raise RuntimeError("secret of a library")
+
+
+async def test_what_was_cut_before_a_breakdown_still_comes() -> None:
+    async with bench(make_tiles=lambda image, plan: BreakingCutter()) as parts:
+        stream = parts.stream(gradient())
+        stream.grant(tiles(0, 3, 4))
+        finished = await asyncio.wait_for(stream.next_tile(), 5)
+        assert finished is not None and finished.granted.tile == 3
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(stream.next_tile(), 5)
+        await stream.close()
+        assert parts.is_idle

@@ -94,9 +94,10 @@ class Service:
 
 @asynccontextmanager
 async def serving(checkpoint: Path, vision: Vision, **config: Any) -> AsyncIterator[Service]:
-    """The service with that vision; at the end it must be idle."""
+    """The service with that vision; at the end it must be idle.  It keeps no tiles unless told to."""
     base = FingerprintBase(open_checkpoint(str(checkpoint)))
-    servicer = EncoderServicer(EncoderConfig(model="a model", **config), base, vision)
+    settings = {"model": "a model", "host_cache_mib": 0, "max_batch_tiles": 16, **config}
+    servicer = EncoderServicer(EncoderConfig(**settings), base, vision)
     server = Server(ServerConfig(shutdown_grace_s=0), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     port = await server.start()

@@ -50,6 +50,18 @@ def test_a_tile_that_a_living_group_uses_is_not_taken_for_the_cache():
     assert store.grant(b"b", 3) is not None
 
 
+def test_hits_and_grants_are_counted_once_a_group():
+    store = VisualStore(2)
+    stored(store, b"a", 1)
+    for group_id in (1, 2, 2, 3):
+        assert store.join(b"a", group_id)
+    assert not store.join(b"b", 2)
+    assert (store.num_hits, store.num_grants) == (2, 1)
+    store.grant(b"b", 2)
+    assert store.grant(b"c", 3) is None
+    assert (store.num_hits, store.num_grants) == (2, 2)
+
+
 def test_joining_counts_on_whoever_fetches_the_tile():
     store = VisualStore(2)
     assert not store.join(b"a", 2)
