@@ -1,4 +1,4 @@
-"""Tiles of concurrent requests, gathered into forwards on one worker thread; first tiles go first.
+"""Tiles of concurrent requests, gathered into forwards on one worker thread, by turns of their streams.
 
 Knows nothing about pictures, models or transport: `encode` maps a batch of tiles to a batch of embeddings.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # Where forwards can be queued on a device: one that runs and the next.
 FORWARDS_IN_PROGRESS = 2
 
-# What a tile is ordered by, smaller first: (priority of the request, index of the tile in its picture).
+# What a tile is ordered by, smaller first: (priority of the request, how many turns its stream has had).
 OrderKey = tuple[int, ...]
 
 
@@ -79,9 +79,9 @@ class TileBatcher:
     With `launch`, the next forward is in the device's queue while one runs, so that the device never waits
     for the host; a second thread waits for the results.
 
-    A free worker takes what waits, up to `max_batch_tiles`, and never waits for more. Every waiting picture's
-    tile 0 is taken before anybody's tile 1, first come first served among equals; a tile that has waited
-    `max_wait_s` goes before all of them, so a stream of new pictures starves nobody.
+    A free worker takes what waits, up to `max_batch_tiles`, and never waits for more. Smaller orders are
+    taken first, first come first served among equals; a tile that has waited `max_wait_s` goes before all of
+    them, so a stream of new pictures starves nobody.
     """
 
     def __init__(

@@ -29,6 +29,9 @@ CANVAS_BYTES = 4 + 3 + 3
 BATCHES_AHEAD = 2
 # Pictures of one stream decoded at a time: one stream must not take all threads and the whole budget.
 PICTURES_AHEAD = 4
+# Tiles of one stream that go before the next ones of others: a picture is of use when all of it is there,
+# and a stream of many pictures must not keep one of a single picture waiting.
+TILES_IN_A_ROW = 16
 
 T = TypeVar("T")
 
@@ -136,6 +139,7 @@ class TileStream:
         self._begun: deque[_Begun] = deque()  # and not yet taken, in the order of the grants
         self._to_cut: deque[_Begun] = deque()  # led by this stream, not yet part of a cut
         self._cuts: deque[_Cut] = deque()  # not yet submitted, in the order in which they began
+        self._num_begun = 0  # since the start
         self._num_outstanding = 0  # granted and not yet taken
         self._active_at = time.monotonic()  # a tile was last granted or taken
         self._is_complete = False
@@ -228,7 +232,9 @@ class TileStream:
         while self._granted and len(self._begun) < most:
             granted = self._granted.popleft()
             key = (self._cache_salt, self._media[granted.medium].content_hash, granted.tile)
-            claim = flights.claim(key, (self._priority, granted.tile), partial(self._lead, granted))
+            order = (self._priority, self._num_begun // TILES_IN_A_ROW)
+            self._num_begun += 1
+            claim = flights.claim(key, order, partial(self._lead, granted))
             self._begun.append(_Begun(granted, claim))
             claim.result.add_done_callback(self._wake_consumer)
         self._has_work.set()

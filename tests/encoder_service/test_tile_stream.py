@@ -25,6 +25,7 @@ from encoder_service.tile_flights import TileFlights
 from encoder_service.tile_stream import (
     BATCHES_AHEAD,
     PICTURES_AHEAD,
+    TILES_IN_A_ROW,
     GrantedTile,
     Medium,
     StreamTimings,
@@ -167,6 +168,17 @@ async def test_granted_tiles_of_one_picture_go_to_the_tower_together(parts: Benc
     await until(lambda: parts.batcher.tiles_queued + sum(parts.vision.batches) == 5)
     parts.vision.gate.set()
     assert len(await take_all(stream)) == 5
+    await stream.close()
+
+
+async def test_a_stream_of_many_tiles_gives_way_to_others_after_its_turn(parts: Bench) -> None:
+    stream = parts.stream(*(gradient(seed) for seed in range(5)))
+    stream.grant([GrantedTile(medium, tile) for medium in range(5) for tile in range(4)])
+    for _ in range(TILES_IN_A_ROW - BATCH_TILES):
+        await stream.next_tile()
+    ahead = BATCHES_AHEAD * BATCH_TILES
+    turns = [begun.claim.order for begun in stream._begun]
+    assert turns == [(0, 0)] * BATCH_TILES + [(0, 1)] * (ahead - BATCH_TILES)
     await stream.close()
 
 
@@ -556,7 +568,7 @@ class TestTilesThatSeveralStreamsWant:
         await until(lambda: parts.batcher.tiles_queued == 2)
         streams[1].grant(tiles(0, 2))
         orders = [waiting.order for waiting in parts.batcher._waiting.values()]
-        assert orders == [(5, 1), (-1, 2)]
+        assert orders == [(5, 0), (-1, 0)]
         for stream in (first, *streams):
             await stream.close()
 
