@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from llm_service.config import EncoderPoolConfig
 from protos import encoder_pb2
-from protos.channel import open_channel
-from protos.encoder_rpc import EncoderStub
+from protos.channel import is_serving, open_channel
+from protos.directory import Directory, Lookup, Replica, look_up
+from protos.encoder_rpc import SERVICE_NAME, EncoderStub
 from protos.errors import FingerprintMismatch, ServingError, Unavailable
 from protos.fingerprint import FingerprintBase
+from protos.placement import Load, choose
 
 POLL_INTERVAL_S = 0.5
 POLL_TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
-# Bounded load (Mirrokni, Thorup, Zadimoghaddam 2016): an encoder may hold this multiple of the mean.
-MAX_LOAD_RATIO = 1.25
+# As many tiles wait for the tower anyway, whichever encoder has them: up to here affinity costs nobody time.
+FREE_TILES = 0
+# How long a request waits for a name to be resolved when no encoder is known.
+RESOLVE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +34,22 @@ class EncoderModel:
     """What an encoder said about itself; only kept when it holds our checkpoint."""
 
     fingerprint: bytes
-    load: int  # tiles waiting for its tower
 
 
 class EncoderConnection:
     """One encoder.  Asked every half second whether it is there and what it has loaded."""
 
-    def __init__(self, target: str, config: EncoderPoolConfig, base: FingerprintBase) -> None:
+    def __init__(
+        self, target: str, config: EncoderPoolConfig, base: FingerprintBase, server_name: str = ""
+    ) -> None:
+        """`server_name`: that its certificate must have, where the target is an address behind it."""
         self.target = target
         self.streams_open = 0
+        self.load = Load()  # tiles
         self.model: EncoderModel | None = None
         self.mismatch = False
         self._base = base
-        self._channel = open_channel(target, config.encoder_tls)
+        self._channel = open_channel(target, config.encoder_tls, server_name)
         self.stub = EncoderStub(self._channel)
         self._polling: asyncio.Task[None] | None = None
 
@@ -56,19 +62,32 @@ class EncoderConnection:
             await asyncio.wait([self._polling])
         await self._channel.close()
 
+    async def close_when_idle(self) -> None:
+        """Its address is no longer one of an encoder: streams that are open may finish."""
+        try:
+            while self.streams_open:
+                await asyncio.sleep(POLL_INTERVAL_S)
+        finally:
+            await self.close()
+
     def mark_dead(self) -> None:
         """A stream to it failed; the next poll may bring it back."""
         self.model = None
 
     async def poll(self) -> None:
-        """Ask once and remember the answer."""
+        """Ask once and remember the answer.  An encoder that drains says that it is not serving."""
         try:
-            response = await self.stub.GetModel(encoder_pb2.GetEncoderModelRequest(), timeout=POLL_TIMEOUT_S)
+            response, serving = await asyncio.gather(
+                self.stub.GetModel(encoder_pb2.GetEncoderModelRequest(), timeout=POLL_TIMEOUT_S),
+                is_serving(self._channel, SERVICE_NAME, POLL_TIMEOUT_S),
+            )
         except grpc.RpcError:
-            if self.model is not None:
-                log.warning("encoder %s does not answer", self.target)
-            self.model, self.mismatch = None, False
+            self._lose("does not answer")
             return
+        if not serving:
+            self._lose("takes no more pictures")
+            return
+        self.load.report(response.tiles_queued)
         ours = self._base.fingerprint(response.compute_dtype, response.payload_dtype)
         if ours != response.fingerprint:
             if not self.mismatch:
@@ -78,7 +97,12 @@ class EncoderConnection:
         if self.model is None:
             log.info("encoder %s is ready", self.target)
         self.mismatch = False
-        self.model = EncoderModel(response.fingerprint, response.tiles_queued)
+        self.model = EncoderModel(response.fingerprint)
+
+    def _lose(self, why: str) -> None:
+        if self.model is not None:
+            log.warning("encoder %s %s", self.target, why)
+        self.model, self.mismatch = None, False
 
     async def _poll_forever(self) -> None:
         while True:
@@ -90,16 +114,30 @@ class EncoderConnection:
 
 
 class EncoderPool:
-    def __init__(self, config: EncoderPoolConfig, base: FingerprintBase) -> None:
+    """Make it inside a running event loop."""
+
+    def __init__(self, config: EncoderPoolConfig, base: FingerprintBase, lookup: Lookup = look_up) -> None:
+        """`lookup` resolves names."""
         self.config = config
-        self.connections = [EncoderConnection(target, config, base) for target in config.encoders]
+        self.connections: list[EncoderConnection] = []
+        self._base = base
+        self._is_started = False
+        self._leaving: set[asyncio.Task[None]] = set()
         self._last_fingerprint: bytes | None = None
+        self._directory = Directory(config.encoders, self._follow, lookup)
+        self._follow(self._directory.replicas)
 
     def start(self) -> None:
+        self._is_started = True
+        self._directory.start()
         for connection in self.connections:
             connection.start()
 
     async def close(self) -> None:
+        await self._directory.close()
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await asyncio.gather(*(connection.close() for connection in self.connections))
 
     @property
@@ -114,7 +152,7 @@ class EncoderPool:
         """
         ready = _ready(self.connections)
         if not ready and self._last_fingerprint is None:
-            await _poll_now(self.connections)
+            await self._ask_now()
             ready = _ready(self.connections)
         # Kept while any encoder has it: encoders of another dtype must not rename all pictures.
         if ready and (self._last_fingerprint is None or not _ready(ready, self._last_fingerprint)):
@@ -124,7 +162,7 @@ class EncoderPool:
         return self._last_fingerprint
 
     async def choose(
-        self, fingerprint: bytes, content_hash: bytes, exclude: Collection[str] = ()
+        self, fingerprint: bytes, content_hash: bytes, num_tiles: int = 1, exclude: Collection[str] = ()
     ) -> EncoderConnection:
         """First in rendezvous order of the content whose load is at most 1.25 times the mean.
 
@@ -133,26 +171,53 @@ class EncoderPool:
         Raises:
             Unavailable, FingerprintMismatch: no encoder answers.
         """
-        candidates = [connection for connection in self.connections if connection.target not in exclude]
-        ready = _ready(candidates, fingerprint)
+        ready = self._candidates(fingerprint, exclude)
         if not ready:
-            await _poll_now(candidates)
-            ready = _ready(candidates, fingerprint)
+            await self._ask_now(exclude)
+            ready = self._candidates(fingerprint, exclude)
         if not ready:
             raise self._absence()
-        loads = {connection: _model(connection).load + connection.streams_open for connection in ready}
-        limit = MAX_LOAD_RATIO * (sum(loads.values()) + 1) / len(ready)
-        ready.sort(key=lambda connection: _rendezvous_weight(connection.target, content_hash), reverse=True)
-        return next((connection for connection in ready if loads[connection] <= limit), ready[0])
+        loads = {target: connection.load.total for target, connection in ready.items()}
+        return ready[choose(content_hash, loads, num_tiles, free=FREE_TILES)]
+
+    def give_up(self, connection: EncoderConnection) -> None:
+        """It failed: not chosen again before it has answered; its name may have other addresses by now."""
+        connection.mark_dead()
+        self._directory.hurry()
+
+    def _candidates(self, fingerprint: bytes, exclude: Collection[str]) -> dict[str, EncoderConnection]:
+        ready = _ready(self.connections, fingerprint)
+        return {connection.target: connection for connection in ready if connection.target not in exclude}
+
+    async def _ask_now(self, exclude: Collection[str] = ()) -> None:
+        if not self.connections:
+            await self._directory.resolve(RESOLVE_TIMEOUT_S)
+        asked = [connection for connection in self.connections if connection.target not in exclude]
+        await asyncio.gather(*(connection.poll() for connection in asked))
+
+    def _follow(self, replicas: Sequence[Replica]) -> None:
+        """Connect to those that are new; leave those that are gone to the requests that they have."""
+        known = {connection.target: connection for connection in self.connections}
+        self.connections = [
+            known.pop(replica.address) if replica.address in known else self._join(replica)
+            for replica in replicas
+        ]
+        for connection in known.values():
+            log.info("encoder %s has left", connection.target)
+            leaving = asyncio.create_task(connection.close_when_idle())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    def _join(self, replica: Replica) -> EncoderConnection:
+        connection = EncoderConnection(replica.address, self.config, self._base, replica.server_name)
+        if self._is_started:
+            connection.start()
+        return connection
 
     def _absence(self) -> ServingError:
         if any(connection.mismatch for connection in self.connections):
             return FingerprintMismatch("the encoders hold another checkpoint than the language model")
         return Unavailable("no encoder is available for pictures", retry_after_s=RETRY_AFTER_S)
-
-
-async def _poll_now(connections: Iterable[EncoderConnection]) -> None:
-    await asyncio.gather(*(connection.poll() for connection in connections))
 
 
 def _ready(
@@ -169,8 +234,3 @@ def _ready(
 def _model(connection: EncoderConnection) -> EncoderModel:
     assert connection.model is not None
     return connection.model
-
-
-def _rendezvous_weight(target: str, content_hash: bytes) -> bytes:
-    """Highest random weight hashing (Thaler and Ravishankar 1998)."""
-    return hashlib.sha256(content_hash + target.encode()).digest()

@@ -1,7 +1,8 @@
-"""The pictures of one request on their way through an encoder: layout first, then granted tiles.
+"""The pictures of one request on their way through the encoders: layout first, then granted tiles.
 
-One Encode stream at a time.  When it breaks, the tiles that are still wanted, and only those, are asked of
-another encoder; when there is none, the request fails.
+Each picture goes to the encoder that its content and their load say; those of one encoder share a stream.
+When one breaks, the tiles that are still wanted from it, and only those, are asked of other encoders, and the
+other streams do not notice; when there is no other, the request fails.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 import torch
 
-from llm_service.encode_stream import EncodeStream, Picture, PictureLayout, TileId
+from llm_service.encode_stream import Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderConnection, EncoderPool
+from llm_service.encoding_part import EncodingPart, shares
 from protos.errors import (
     DeadlineExceeded,
     FingerprintMismatch,
@@ -85,15 +87,19 @@ class Encoding:
         self._on_error = on_error
         self._wanted: set[TileId] = set()
         self._early: dict[TileId, torch.Tensor] = {}  # sent under the initial credit, not yet wanted
-        self._laid_out: list[PictureLayout] = []  # what the prompt was made for
-        self._stream: EncodeStream | None = None
-        self._receiver: asyncio.Task[None] | None = None
+        self._laid_out: list[PictureLayout | None] = [None] * len(pictures)  # what the prompt was made for
+        self._parts: set[EncodingPart] = set()  # not closed yet
+        self._part_of: dict[int, EncodingPart] = {}  # by medium, once it is laid out
+        self._opening: set[int] = set()  # media that are on their way to a part
+        self._is_opening_soon = False
         self._failed: set[str] = set()
+        self._has_failed = False  # and the request knows
+        self._tasks: set[asyncio.Task[None]] = set()
         self.first_grant_ns = 0
         self.last_tile_ns = 0
 
     async def layout(self) -> list[PictureLayout]:
-        """Lengths of all pictures, from memory or from an encoder.
+        """Lengths of all pictures, from memory or from encoders.
 
         Raises:
             InvalidRequest: a picture is refused; the field names it.
@@ -101,12 +107,13 @@ class Encoding:
             Overloaded: those that are there take no more requests.
         """
         known = [self._layouts.get(self._cache_salt, picture.content_hash) for picture in self._pictures]
-        remembered = [layout for layout in known if layout is not None]
-        if len(remembered) == len(known):
-            self._laid_out = remembered
-        else:
-            await self._open(0 if remembered else self._pool.config.initial_credit)
-        return self._laid_out
+        self._laid_out = list(known)
+        unknown = [medium for medium, layout in enumerate(known) if layout is None]
+        if unknown:
+            # Of a known picture the engine may have everything: it is sent when a tile of it is wanted.
+            credit = self._pool.config.initial_credit if len(unknown) == len(known) else 0
+            await self._open(unknown, credit)
+        return [layout for layout in self._laid_out if layout is not None]
 
     def want(self, tile: TileId) -> None:
         """Ask for a tile; it comes through `on_tile`, or the request's error through `on_error`."""
@@ -116,131 +123,206 @@ class Encoding:
             self._deliver(tile, early)
             return
         self._wanted.add(tile)
-        if self._stream is not None and self._stream.is_open:
-            self._stream.grant([tile])
-        elif self._receiver is None or self._receiver.done():
-            self._failed.clear()  # it was some time ago; the pool knows who is there now
-            self._receive_in_task(self._reopen())
+        part = self._part_of.get(tile.medium)
+        if part is not None and part.is_open:
+            part.grant([tile])
+        elif part is None and tile.medium not in self._opening:
+            self._open_soon()
+        # else a stream is being opened, or has been half-closed: asked for when that is over
 
     def finish(self) -> None:
-        """No tile is missing now: let the encoder forget the pictures.  `want` may still come again."""
-        if not self._wanted and self._stream is not None:
+        """No tile is missing now: let the encoders forget the pictures.  `want` may still come again."""
+        if not self._wanted:
             self._early.clear()
-            self._stream.half_close()
+            for part in self._parts:
+                part.half_close()
 
     async def close(self) -> None:
-        if self._receiver is not None:
-            self._receiver.cancel()
-        if self._stream is not None:
-            self._stream.close()
-        if self._receiver is not None:
-            await asyncio.wait([self._receiver])
-        self._receiver = self._stream = None  # they know us too: pictures must not wait for the collector
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        for part in list(self._parts):
+            self._close_part(part)
+        if tasks:
+            await asyncio.wait(tasks)
 
-    async def _open(self, initial_credit: int) -> None:
-        """Open a stream, retrying on other encoders, and start receiving."""
-        failure: ServingError | None = None
-        while True:
-            try:
-                first = self._pictures[0]
-                connection = await self._pool.choose(first.fingerprint, first.content_hash, self._failed)
-            except (Unavailable, FingerprintMismatch) as absence:
-                raise failure or absence from None
-            stream = EncodeStream(connection, self._pool.config, self._pictures, self._hidden_size)
-            try:
-                layouts = await stream.open(self._metadata, self._cache_salt, self._priority, initial_credit)
-                if self._laid_out not in ([], layouts):
-                    raise Unavailable("the encoder lays the pictures out in another way than before")
-            except ENCODER_FAILURES as error:
-                stream.close()
-                self._give_up_on(connection, error)
-                if not isinstance(failure, Overloaded):  # one that is full is there
-                    failure = error
-                continue
-            except BaseException:
-                stream.close()
-                raise
-            for picture, layout in zip(self._pictures, layouts, strict=True):
-                self._layouts.put(self._cache_salt, picture.content_hash, layout)
-            self._laid_out = layouts
-            self._stream = stream
-            self._receive_in_task(self._receive(stream))
-            return
+    async def _open(
+        self, media: Sequence[int], initial_credit: int, failure: ServingError | None = None
+    ) -> None:
+        """Open streams for these pictures, retrying on other encoders, and start receiving.
 
-    def _receive_in_task(self, work: Coroutine[None, None, None]) -> None:
-        self._receiver = asyncio.create_task(work)
-        self._receiver.add_done_callback(self._report_bug)
-
-    def _report_bug(self, receiver: asyncio.Task[None]) -> None:
-        """What nobody expected must end the request too, instead of letting it wait for its deadline."""
-        error = None if receiver.cancelled() else receiver.exception()
-        if error is not None:
-            log.error("receiving visual tokens failed", exc_info=error)
-            self._on_error(ModelError("internal error; see the server's log"))
-
-    async def _reopen(self) -> None:
-        """A tile is wanted and no stream is open: the layout was remembered, or the stream had ended."""
+        `failure` is why they are opened again, and what is raised when there is no encoder left.
+        """
+        self._opening.update(media)
         try:
-            await self._open(0)
-        except ServingError as error:
-            self._on_error(error)
-            return
-        self._grant_wanted()
+            parts = await self._place(media)
+        except (Unavailable, FingerprintMismatch) as absence:
+            self._opening.difference_update(media)
+            raise failure or absence from None
+        credits = shares(initial_credit, parts)
+        await _all(
+            self._open_part(part, credit, failure) for part, credit in zip(parts, credits, strict=True)
+        )
 
-    def _grant_wanted(self) -> None:
-        assert self._stream is not None
-        if self._wanted:
-            self._stream.grant(sorted(self._wanted, key=lambda tile: (tile.medium, tile.tile)))
-
-    async def _receive(self, stream: EncodeStream) -> None:
+    async def _place(self, media: Sequence[int]) -> list[EncodingPart]:
+        """Each picture where its content belongs; several at one encoder share a part."""
+        parts: dict[str, EncodingPart] = {}
         try:
-            async for tile, embeds in stream.tiles(is_waiting=lambda: bool(self._wanted)):
-                self._accept(stream, tile, embeds)
+            for medium in media:
+                picture, num_tiles = self._pictures[medium], self._num_expected(medium)
+                connection = await self._pool.choose(
+                    picture.fingerprint, picture.content_hash, num_tiles, self._failed
+                )
+                part = parts.get(connection.target)
+                if part is None:
+                    part = parts[connection.target] = EncodingPart(connection)
+                    self._parts.add(part)
+                part.add(medium, picture, num_tiles)
+        except BaseException:
+            for part in parts.values():
+                self._close_part(part)
+            raise
+        return list(parts.values())
+
+    def _num_expected(self, medium: int) -> int:
+        """Tiles that an encoder will have to send: before the layout, the most that it can be."""
+        wanted = sum(tile.medium == medium for tile in self._wanted)
+        layout, picture = self._laid_out[medium], self._pictures[medium]
+        if wanted or layout is None:
+            return wanted or picture.max_tiles + picture.use_thumbnail
+        return len(layout.tokens_per_tile)
+
+    async def _open_part(self, part: EncodingPart, credit: int, failure: ServingError | None) -> None:
+        try:
+            layouts = await part.open(
+                self._pool.config, self._hidden_size, self._metadata, self._cache_salt, self._priority, credit
+            )
+            self._accept_layouts(part, layouts)
         except ENCODER_FAILURES as error:
-            stream.close()
-            await self._fail_over(stream.connection, error)
-        except ServingError as error:
-            stream.close()
-            await self._end(stream, error)
+            self._close_part(part)
+            self._give_up_on(part.connection, error)
+            if not isinstance(failure, Overloaded):  # one that is full is there
+                failure = error
+            await self._open(part.media, credit, failure)
+        except BaseException:
+            self._close_part(part)
+            raise
         else:
-            stream.close()
-            if self._wanted:  # asked for after the half-close
-                await self._reopen()
+            self._opening.difference_update(part.media)
+            self._grant_wanted(part)
+            self._run(self._receive(part))
 
-    async def _end(self, stream: EncodeStream, error: ServingError) -> None:
-        """The encoder ends streams that ask for nothing for a while, as those of queued requests may."""
-        if not isinstance(error, DeadlineExceeded) or stream.has_given_up:
-            self._on_error(error)
-        elif self._wanted:
-            await self._reopen()
+    def _accept_layouts(self, part: EncodingPart, layouts: Sequence[PictureLayout]) -> None:
+        for medium, layout in zip(part.media, layouts, strict=True):
+            if self._laid_out[medium] not in (None, layout):
+                raise Unavailable("the encoder lays the pictures out in another way than before")
+        for medium, layout in zip(part.media, layouts, strict=True):
+            self._layouts.put(self._cache_salt, self._pictures[medium].content_hash, layout)
+            self._laid_out[medium] = layout
+            self._part_of[medium] = part
+        part.expect(sum(map(self._num_expected, part.media)))
 
-    async def _fail_over(self, connection: EncoderConnection, error: ServingError) -> None:
-        self._give_up_on(connection, error)
-        if not self._wanted:
-            return
+    def _open_soon(self) -> None:
+        """What else is wanted by then, in the same step of the engine, shares the streams."""
+        if not self._is_opening_soon:
+            self._is_opening_soon = True
+            self._run(self._open_wanted())
+
+    async def _open_wanted(self) -> None:
+        """Tiles are wanted and no stream has them: the layout was remembered, or the stream had ended."""
+        self._is_opening_soon = False
+        if not self._opening:
+            self._failed.clear()  # it was some time ago; the pool knows who is there now
+        await self._reopen({tile.medium for tile in self._wanted})
+
+    async def _reopen(self, media: Iterable[int], failure: ServingError | None = None) -> None:
+        """Open those of which tiles are wanted and nobody has; what fails then is the request's error."""
+        wanted = {tile.medium for tile in self._wanted}
+        media = sorted(wanted.intersection(media) - self._part_of.keys() - self._opening)
+        if media:
+            try:
+                await self._open(media, 0, failure)
+            except ServingError as error:
+                self._fail(error)
+
+    def _grant_wanted(self, part: EncodingPart) -> None:
+        tiles = [tile for tile in self._wanted if tile.medium in part.media]
+        if tiles:
+            part.grant(sorted(tiles, key=lambda tile: (tile.medium, tile.tile)))
+
+    async def _receive(self, part: EncodingPart) -> None:
+        def is_waiting() -> bool:
+            return any(tile.medium in part.media for tile in self._wanted)
+
+        failure: ServingError | None = None
         try:
-            await self._open(0)
-        except Unavailable:
-            self._on_error(error)
-        except ServingError as other:
-            self._on_error(other)
-        else:
-            self._grant_wanted()
+            async for tile, embeds in part.tiles(is_waiting):
+                self._accept(part, tile, embeds)
+        except ENCODER_FAILURES as error:
+            self._give_up_on(part.connection, error)
+            failure = error
+        except DeadlineExceeded as error:
+            # The encoder ends streams that ask for nothing for a while, as those of queued requests may.
+            if part.has_given_up:
+                self._fail(error)
+                return
+        except ServingError as error:
+            self._fail(error)
+            return
+        finally:
+            self._close_part(part)
+        await self._reopen(part.media, failure)  # also what was wanted after the half-close
 
-    def _give_up_on(self, connection: EncoderConnection, error: ServingError) -> None:
-        """For this request; for others, too, unless the encoder is only full."""
-        log.warning("encoder %s failed: %s", connection.target, error.message)
-        if not isinstance(error, Overloaded):
-            connection.mark_dead()
-        self._failed.add(connection.target)
-
-    def _accept(self, stream: EncodeStream, tile: TileId, embeds: torch.Tensor) -> None:
+    def _accept(self, part: EncodingPart, tile: TileId, embeds: torch.Tensor) -> None:
         if tile in self._wanted:
             self._wanted.remove(tile)
             self._deliver(tile, embeds)
-        elif stream.is_open:  # else nobody waits for it any more
+        elif part.is_open:  # else nobody waits for it any more
             self._early[tile] = embeds
 
     def _deliver(self, tile: TileId, embeds: torch.Tensor) -> None:
         self.last_tile_ns = time.monotonic_ns()
         self._on_tile(tile, embeds)
+
+    def _give_up_on(self, connection: EncoderConnection, error: ServingError) -> None:
+        """For this request; for others, too, unless the encoder is only full."""
+        log.warning("encoder %s failed: %s", connection.target, error.message)
+        if not isinstance(error, Overloaded):
+            self._pool.give_up(connection)
+        self._failed.add(connection.target)
+
+    def _close_part(self, part: EncodingPart) -> None:
+        part.close()
+        self._parts.discard(part)
+        for medium in part.media:
+            if self._part_of.get(medium) is part:
+                del self._part_of[medium]
+
+    def _fail(self, error: ServingError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            self._on_error(error)
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        """What nobody expected must end the request too, instead of letting it wait for its deadline."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("receiving visual tokens failed", exc_info=error)
+            self._fail(ModelError("internal error; see the server's log"))
+
+
+async def _all(works: Iterable[Coroutine[None, None, None]]) -> None:
+    """Side by side; when one fails, the others have been cancelled before its error is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

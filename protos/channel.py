@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.options import KEEPALIVE_TIME_MS, SHARED_OPTIONS
 
@@ -30,10 +31,11 @@ class ClientTlsConfig:
             raise ValueError("client TLS needs ca when cert is given")
 
 
-def open_channel(target: str, tls: ClientTlsConfig | None = None) -> grpc.aio.Channel:
+def open_channel(target: str, tls: ClientTlsConfig | None = None, server_name: str = "") -> grpc.aio.Channel:
     """A channel to `host:port` or `dns:///name:port`, balanced round-robin over what the name resolves to.
 
-    Every caller gets its own connection: token streams must not queue behind tensors.
+    Every caller gets its own connection: token streams must not queue behind tensors.  `server_name` is
+    what the server's certificate must say where the target is an address that the name resolved to.
     """
     options = [
         *SHARED_OPTIONS,
@@ -46,6 +48,8 @@ def open_channel(target: str, tls: ClientTlsConfig | None = None) -> grpc.aio.Ch
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ]
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
     if tls is None or not tls.ca:
         return grpc.aio.insecure_channel(target, options=options)
     credentials = grpc.ssl_channel_credentials(
@@ -54,3 +58,19 @@ def open_channel(target: str, tls: ClientTlsConfig | None = None) -> grpc.aio.Ch
         Path(tls.cert).read_bytes() if tls.cert else None,
     )
     return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+async def is_serving(channel: grpc.aio.Channel, service: str, timeout_s: float) -> bool:
+    """What the server says about its health; a server without the health service counts as healthy.
+
+    Raises:
+        grpc.RpcError: it does not say.
+    """
+    request = health_pb2.HealthCheckRequest(service=service)
+    try:
+        response = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return True
+        raise
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)

@@ -36,11 +36,12 @@ async def pool_of(count: int) -> AsyncIterator[EncoderPool]:
 
 
 def set_load(connection: EncoderConnection, load: int) -> None:
-    connection.model = EncoderModel(FINGERPRINT, load)
+    connection.model = EncoderModel(FINGERPRINT)
+    connection.load.report(load)
 
 
 async def choices(pool: EncoderPool, exclude: tuple[str, ...] = ()) -> list[str]:
-    return [(await pool.choose(FINGERPRINT, content_hash, exclude)).target for content_hash in HASHES]
+    return [(await pool.choose(FINGERPRINT, content_hash, 1, exclude)).target for content_hash in HASHES]
 
 
 class TestChoice:
@@ -74,7 +75,7 @@ class TestChoice:
         assert moved == {"encoder-3:50051"}
         assert 60 < sum(old != new for old, new in pairs) < 140
 
-    @pytest.mark.parametrize("measure", ["tiles queued", "streams open"])
+    @pytest.mark.parametrize("measure", ["tiles queued", "tiles awaited"])
     async def test_nobody_gets_more_than_a_quarter_above_the_mean(self, measure: str) -> None:
         async with pool_of(4) as pool:
             loads: Counter[str] = Counter()
@@ -84,14 +85,14 @@ class TestChoice:
                 if measure == "tiles queued":
                     set_load(connection, loads[connection.target])
                 else:
-                    connection.streams_open += 1
+                    connection.load.own += 1
                 assert max(loads.values()) <= 1.25 * total / 4 + 1
             assert loads.most_common(1)[0][0] == (await pool_first(pool))
 
     async def test_a_busy_first_choice_yields_to_the_second_in_order(self) -> None:
         async with pool_of(3) as pool:
             first = await pool.choose(FINGERPRINT, HASHES[0])
-            second = await pool.choose(FINGERPRINT, HASHES[0], (first.target,))
+            second = await pool.choose(FINGERPRINT, HASHES[0], 1, (first.target,))
             set_load(first, 10)
             assert await pool.choose(FINGERPRINT, HASHES[0]) is second
 
@@ -100,7 +101,7 @@ async def pool_first(pool: EncoderPool) -> str:
     """First choice for HASHES[0] when nobody is busy."""
     for connection in pool.connections:
         set_load(connection, 0)
-        connection.streams_open = 0
+        connection.load.own = 0
     return (await pool.choose(FINGERPRINT, HASHES[0])).target
 
 
@@ -130,7 +131,8 @@ class TestPresence:
         encoder.tiles_queued = 7
         async with running(encoder) as pool:
             await until_ready(pool, 1)
-            assert pool.connections[0].model == EncoderModel(FINGERPRINT, 7)
+            assert pool.connections[0].model == EncoderModel(FINGERPRINT)
+            assert pool.connections[0].load.total == 7
 
     async def test_before_the_first_poll_the_first_request_asks_itself(self) -> None:
         async with encoders(ScriptedEncoder()) as targets:
@@ -178,7 +180,7 @@ class TestPresence:
             pool = make_pool(*targets)
             start = time.monotonic()
             with of_kind(Unavailable):
-                await pool.choose(FINGERPRINT, HASHES[0], targets)
+                await pool.choose(FINGERPRINT, HASHES[0], 1, targets)
             assert time.monotonic() - start < 0.1
             await pool.close()
 
@@ -233,7 +235,7 @@ class TestFingerprint:
         """Encoders of two dtypes serve one checkpoint, but name their pictures differently."""
         async with pool_of(4) as pool:
             for connection in pool.connections[2:]:
-                connection.model = EncoderModel(b"w" * 32, 0)
+                connection.model = EncoderModel(b"w" * 32)
             assert set(await choices(pool)) == {connection.target for connection in pool.connections[:2]}
             chosen = {(await pool.choose(b"w" * 32, content_hash)).target for content_hash in HASHES}
             assert chosen == {connection.target for connection in pool.connections[2:]}
@@ -242,7 +244,7 @@ class TestFingerprint:
         async with pool_of(2) as pool:
             pool.connections[0].mark_dead()
             assert await pool.fingerprint() == FINGERPRINT
-            pool.connections[0].model = EncoderModel(b"w" * 32, 0)
+            pool.connections[0].model = EncoderModel(b"w" * 32)
             assert await pool.fingerprint() == FINGERPRINT
             pool.connections[1].mark_dead()
             assert await pool.fingerprint() == b"w" * 32

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from protos.errors import (
     Unavailable,
 )
 from protos.frames import EncodeEvent
+from protos.placement import rendezvous_order
 from tests.llm_service.scripted_encoder import (
     FINGERPRINT,
     HIDDEN_SIZE,
@@ -128,16 +130,43 @@ class Scene:
         by_target = {encoder.target: encoder for encoder in self.encoders}
         while len(self._order) < len(self.encoders):
             excluded = [encoder.target for encoder in self._order]
-            connection = await self.pool.choose(FINGERPRINT, PICTURES[0].content_hash, excluded)
+            connection = await self.pool.choose(FINGERPRINT, PICTURES[0].content_hash, 1, excluded)
             self._order.append(by_target[connection.target])
 
 
+def asked(side: EncoderSide) -> list[TileId]:
+    """What was granted, in the request's numbers: a stream has its own."""
+    names = [picture.data for picture in PICTURES]
+    return [TileId(names.index(bytes(side.media[tile.medium])), tile.tile) for tile in side.granted]
+
+
+def agree(targets: list[str]) -> bool:
+    """Both pictures have the same order of preference."""
+    first, second = (rendezvous_order(picture.content_hash, targets) for picture in PICTURES)
+    return first == second
+
+
 @asynccontextmanager
-async def scene(*scripts: Script, **config: Any) -> AsyncIterator[Scene]:
-    """Encoders in the pool's order of preference.  Afterwards no call, no stream and no task is left."""
+async def agreeing(scripted: list[ScriptedEncoder], want: bool = True) -> AsyncIterator[list[str]]:
+    """Encoders that listen on ports where the pictures prefer the same of them, or not."""
+    while True:
+        for encoder in scripted:
+            encoder.port = 0
+        async with encoders(*scripted) as targets:
+            if agree(targets) == want:
+                yield targets
+                return
+
+
+@asynccontextmanager
+async def scene(*scripts: Script, together: bool = True, **config: Any) -> AsyncIterator[Scene]:
+    """Encoders in the pool's order of preference, which both pictures share unless they are not `together`.
+
+    Afterwards no call, no stream, no load and no task is left.
+    """
     before = asyncio.all_tasks()
     scripted = [ScriptedEncoder(num_tiles=NUM_TILES) for _ in scripts or (honest,)]
-    async with encoders(*scripted) as targets:
+    async with agreeing(scripted, together) as targets:
         pool = EncoderPool(EncoderPoolConfig(encoders=tuple(targets), **config), FixedBase())  # type: ignore[arg-type]
         it = Scene(scripted, pool, LayoutCache())
         await it.find_order()
@@ -154,6 +183,7 @@ async def scene(*scripts: Script, **config: Any) -> AsyncIterator[Scene]:
                 await assert_ended(encoder)
             assert time.monotonic() - start < 1
             assert [connection.streams_open for connection in pool.connections] == [0] * len(targets)
+            assert [connection.load.own for connection in pool.connections] == [0] * len(targets)
             await assert_no_tasks_but(before)
             await pool.close()
 
@@ -175,7 +205,7 @@ class TestTiles:
                 request.encoding.want(tile)
                 await request.arrived(count)
             assert all_correct(request)
-            assert it.encoders[0].sides[0].granted == ALL
+            assert asked(it.encoders[0].sides[0]) == ALL
 
     async def test_wanted_all_at_once(self) -> None:
         async with scene(initial_credit=4) as it:
@@ -185,7 +215,7 @@ class TestTiles:
                 request.encoding.want(tile)
             await request.arrived(len(ALL))
             assert all_correct(request)
-            assert it.encoders[0].sides[0].granted == [TileId(1, 2), TileId(1, 1)]  # the rest is credited
+            assert asked(it.encoders[0].sides[0]) == [TileId(1, 2), TileId(1, 1)]  # the rest is credited
 
     async def test_credited_tiles_are_kept_until_they_are_wanted(self) -> None:
         async with scene(initial_credit=2) as it:
@@ -198,7 +228,7 @@ class TestTiles:
             request.encoding.want(ALL[0])
             request.encoding.want(ALL[2])
             await request.arrived(3)
-            assert it.encoders[0].sides[0].granted == [ALL[2]]
+            assert asked(it.encoders[0].sides[0]) == [ALL[2]]
 
     async def test_a_tile_can_be_wanted_again(self) -> None:
         """The engine's store had to drop it."""
@@ -244,7 +274,7 @@ class TestTiles:
             request.encoding.want(ALL[5])
             await request.arrived(3)
             assert all_correct(request, [ALL[0], ALL[4], ALL[5]])
-            assert [side.granted for side in it.encoders[0].sides] == [[ALL[0]], [ALL[4], ALL[5]]]
+            assert [asked(side) for side in it.encoders[0].sides] == [[ALL[0]], [ALL[4], ALL[5]]]
 
     async def test_early_tiles_that_nobody_wanted_are_not_kept_after_finish(self) -> None:
         async def late_credit(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
@@ -280,7 +310,7 @@ class TestKnownPictures:
             await second.arrived(2)
             assert all_correct(second, ALL[2:4])
             side = it.encoders[0].sides[1]
-            assert side.opening.initial_credit == 0 and side.granted == ALL[2:4]
+            assert side.opening.initial_credit == 0 and asked(side) == ALL[2:4]
 
     async def test_another_cache_salt_does_not_know_them(self) -> None:
         async with scene(initial_credit=2) as it:
@@ -288,12 +318,18 @@ class TestKnownPictures:
             await it.request(b"another").encoding.layout()
             assert len(it.encoders[0].sides) == 2
 
-    async def test_of_which_only_some_are_known_get_no_credit(self) -> None:
+    async def test_of_which_only_some_are_known_get_no_credit_and_the_known_are_not_sent(self) -> None:
         async with scene(initial_credit=2) as it:
-            it.layouts.put(SALT, PICTURES[1].content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
+            it.layouts.put(SALT, PICTURES[0].content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
             request = it.request()
-            await request.encoding.layout()
-            assert it.encoders[0].sides[0].opening.initial_credit == 0
+            assert len(await request.encoding.layout()) == 2
+            [side] = it.encoders[0].sides
+            assert side.opening.initial_credit == 0 and side.media == [PICTURES[1].data]
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            assert all_correct(request)
+            assert [asked(side) for side in it.encoders[0].sides] == [ALL[NUM_TILES:], ALL[:NUM_TILES]]
 
     async def test_an_encoder_that_lays_them_out_differently_is_not_believed(self) -> None:
         """The prompt has been made for the remembered lengths."""
@@ -380,7 +416,7 @@ class TestFailover:
             await request.arrived(len(ALL))
             assert all_correct(request) and request.errors == []
             [side] = it.in_order()[1].sides
-            assert side.granted == ALL[num_served:] and side.opening.initial_credit == 0
+            assert asked(side) == ALL[num_served:] and side.opening.initial_credit == 0
 
     async def test_a_silent_encoder_is_replaced_within_a_second(self) -> None:
         async def mute(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
@@ -397,7 +433,7 @@ class TestFailover:
             request.encoding.want(ALL[1])
             await request.arrived(1)
             assert time.monotonic() - start < 1.2
-            assert it.in_order()[1].sides[0].granted == [ALL[1]]
+            assert asked(it.in_order()[1].sides[0]) == [ALL[1]]
 
     @pytest.mark.parametrize(
         "error",
@@ -523,6 +559,178 @@ class TestFailover:
             await request.encoding.layout()
             request.encoding.want(ALL[0])
             assert type(await request.failed()) is ModelError
+
+
+async def waits_for(event: asyncio.Event, side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+    """Lays out; serves tiles once the event is set."""
+    await side.read_pictures()
+    yield side.layout()
+    await event.wait()
+    async for served in serve_grants(side, side.credited()):
+        yield served
+
+
+class TestSeveralEncoders:
+    """The first picture prefers the first encoder, the second picture the second."""
+
+    async def test_each_picture_goes_where_its_content_belongs(self) -> None:
+        async with scene(honest, honest, together=False, initial_credit=0) as it:
+            first, second = it.in_order()
+            first.num_tiles = 2
+            request = it.request()
+            layouts = await request.encoding.layout()
+            assert [len(layout.tokens_per_tile) for layout in layouts] == [2, NUM_TILES]  # in prompt order
+            wanted = ALL[:2] + ALL[NUM_TILES:]
+            for tile in wanted:
+                request.encoding.want(tile)
+            await request.arrived(len(wanted))
+            assert all_correct(request, wanted)
+            assert [asked(side) for side in first.sides] == [ALL[:2]]
+            assert [asked(side) for side in second.sides] == [ALL[NUM_TILES:]]
+
+    async def test_they_work_side_by_side(self) -> None:
+        """Each encoder waits until the other has begun."""
+        begun = [asyncio.Event(), asyncio.Event()]
+
+        def meets(own: int) -> Script:
+            async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+                begun[own].set()
+                await begun[1 - own].wait()
+                async for event in honest(side):
+                    yield event
+
+            return script
+
+        async with scene(meets(0), meets(1), together=False) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            assert all_correct(request)
+
+    async def test_the_initial_credit_is_divided(self) -> None:
+        async with scene(honest, honest, together=False, initial_credit=3) as it:
+            request = it.request()
+            await request.encoding.layout()
+            assert [encoder.sides[0].opening.initial_credit for encoder in it.in_order()] == [2, 1]
+            async with asyncio.timeout(5):
+                while len(request.encoding._early) < 3:
+                    await asyncio.sleep(0.01)
+            for tile in (ALL[0], ALL[1], ALL[3]):
+                request.encoding.want(tile)
+            assert all_correct(request, [ALL[0], ALL[1], ALL[3]])
+
+    @pytest.mark.parametrize("lost", [0, 1])
+    async def test_one_that_dies_is_replaced_and_the_other_does_not_notice(self, lost: int) -> None:
+        async with scene(honest, honest, together=False, initial_credit=0) as it:
+            dying, other = it.in_order()[lost], it.in_order()[1 - lost]
+            dying.script = beating(dies_after(1))
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            assert all_correct(request) and request.errors == []
+            of_lost = ALL[lost * NUM_TILES : (lost + 1) * NUM_TILES]
+            own, taken_over = other.sides
+            assert asked(taken_over) == of_lost[1:] and taken_over.media == [PICTURES[lost].data]
+            assert asked(own) == [tile for tile in ALL if tile not in of_lost] and not own.ended.is_set()
+
+    async def test_a_silent_one_is_replaced_within_a_second(self) -> None:
+        async def mute(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            await hang()
+
+        async with scene(honest, honest, together=False, initial_credit=0) as it:
+            it.in_order()[0].script = mute
+            request = it.request()
+            await request.encoding.layout()
+            start = time.monotonic()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(NUM_TILES)
+            assert all_correct(request, ALL[NUM_TILES:])  # those of the other came meanwhile
+            await request.arrived(len(ALL))
+            assert time.monotonic() - start < 1.2 and all_correct(request)
+
+    async def test_only_pictures_with_missing_tiles_are_sent_again(self) -> None:
+        """Both were at one encoder; the first is complete when it dies."""
+        async with scene(dies_after(NUM_TILES), honest, initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            [side] = it.in_order()[1].sides
+            assert all_correct(request) and side.media == [PICTURES[1].data]
+
+    async def test_a_bad_picture_is_named_by_its_place_in_the_request(self) -> None:
+        async with scene(honest, refuses(bad_medium(0)), together=False) as it:
+            with pytest.raises(InvalidRequest) as raised:
+                await it.request().encoding.layout()
+            assert raised.value.field == "media[1].data" and it.pool.num_ready == 2
+
+    async def test_a_picture_that_is_bad_when_it_is_decoded_is_named_too(self) -> None:
+        async def late(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            await side.next_grant()
+            raise bad_medium(0)
+
+        async with scene(honest, late, together=False, initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[NUM_TILES])
+            error = await request.failed()
+            assert type(error) is InvalidRequest and error.field == "media[1].data"
+
+    async def test_when_all_are_gone_the_request_fails_once(self) -> None:
+        async with scene(dies_after(1), dies_after(1), together=False, initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            error = await request.failed()
+            assert type(error) is Unavailable and "encoder" in error.message
+
+    async def test_a_busy_one_is_passed_over(self) -> None:
+        async with scene(honest, honest, initial_credit=0) as it:
+            busy = next(c for c in it.pool.connections if c.target == it.in_order()[0].target)
+            busy.load.own += 1000
+            request = it.request()
+            await request.encoding.layout()
+            assert [len(encoder.sides) for encoder in it.in_order()] == [0, 1]
+            busy.load.own -= 1000
+
+    async def test_tiles_count_as_load_until_they_are_here(self) -> None:
+        go = asyncio.Event()
+
+        script = partial(waits_for, go)
+        async with scene(script, script, together=False, initial_credit=0) as it:
+            loads = {connection.target: connection.load for connection in it.pool.connections}
+            load = loads[it.in_order()[0].target]
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            assert load.own == NUM_TILES
+            go.set()
+            await request.arrived(len(ALL))
+            assert load.own == 0
+
+    async def test_finish_ends_all_streams(self) -> None:
+        async with scene(honest, honest, together=False, initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            request.encoding.finish()
+            for encoder in it.encoders:
+                await assert_ended(encoder)
+                assert encoder.sides[0].is_half_closed
 
 
 class TestClose:
