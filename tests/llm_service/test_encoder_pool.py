@@ -10,14 +10,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from llm_service.config import EncoderPoolConfig
+from llm_service.encode_stream import EncodeStream, TileId
 from llm_service.encoder_pool import EncoderConnection, EncoderModel, EncoderPool
+from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.errors import FingerprintMismatch, Unavailable
-from tests.llm_service.scripted_encoder import FINGERPRINT, FixedBase, ScriptedEncoder, encoders
+from protos.options import SHARED_OPTIONS
+from tests.llm_service.scripted_encoder import (
+    FINGERPRINT,
+    HIDDEN_SIZE,
+    FixedBase,
+    ScriptedEncoder,
+    encoders,
+    make_picture,
+)
 from tests.llm_service.test_encode_stream import of_kind
 
+PICTURE = make_picture(b"a cat")
 HASHES = [hashlib.sha256(bytes([n % 256, n // 256])).digest() for n in range(400)]
 
 
@@ -207,8 +220,6 @@ class TestPresence:
                     await context.abort(list_of_codes[self.polls - 1], "not now")
                 return await super().GetModel(request, context)
 
-        import grpc
-
         list_of_codes = [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN]
         async with running(Moody()) as pool:
             await until_ready(pool, 1)
@@ -228,6 +239,123 @@ class TestPresence:
             pool.start()
             await until_ready(pool, 1)
             await pool.close()
+
+
+class Draining(ScriptedEncoder):
+    """An encoder with the health service of the real server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.health = health.aio.HealthServicer()
+
+    async def listen(self) -> None:
+        self._server = grpc.aio.server(options=[*SHARED_OPTIONS, ("grpc.so_reuseport", 0)])
+        add_encoder_servicer(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.set_serving(True)
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self.health.set(SERVICE_NAME, status.SERVING if serving else status.NOT_SERVING)
+
+
+class TestHealth:
+    async def test_one_that_drains_gets_no_new_streams_until_it_serves_again(self) -> None:
+        draining, other = Draining(), ScriptedEncoder()
+        async with running(draining, other) as pool:
+            await until_ready(pool, 2)
+            await draining.set_serving(False)
+            assert await until_ready(pool, 1) < 1.5
+            assert set(await choices(pool)) == {other.target}
+            await draining.set_serving(True)
+            await until_ready(pool, 2)
+
+    async def test_a_stream_of_one_that_drains_goes_on(self) -> None:
+        draining = Draining()
+        async with running(draining) as pool:
+            await until_ready(pool, 1)
+            stream = EncodeStream(pool.connections[0], pool.config, [PICTURE], HIDDEN_SIZE)
+            await stream.open((), b"", 0, 0)
+            await draining.set_serving(False)
+            await until_ready(pool, 0)
+            stream.grant([TileId(0, 0), TileId(0, 1)])
+            tiles = stream.tiles(is_waiting=lambda: True)
+            assert [(await anext(tiles))[0].tile for _ in range(2)] == [0, 1]
+            stream.close()
+
+
+class Records:
+    """What a name resolves to."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = list(addresses)
+
+    async def look_up(self, host: str, port: int) -> list[str]:
+        if not self.addresses:
+            raise OSError("no such name")
+        return list(self.addresses)
+
+
+def named_pool(records: Records) -> EncoderPool:
+    config = EncoderPoolConfig(encoders=("dns:///encoders.internal:50051",))
+    return EncoderPool(config, FixedBase(), records.look_up)  # type: ignore[arg-type]
+
+
+class TestNames:
+    async def test_each_address_is_an_encoder(self) -> None:
+        first, second = ScriptedEncoder(), ScriptedEncoder()
+        async with encoders(first, second) as targets:
+            pool = named_pool(Records(*targets))
+            assert await pool.fingerprint() == FINGERPRINT  # resolves the name by itself
+            assert pool.num_ready == 2 and set(await choices(pool)) == set(targets)
+            await pool.close()
+
+    async def test_one_that_joins_is_found_and_one_that_leaves_finishes_its_streams(self) -> None:
+        first, second = ScriptedEncoder(), ScriptedEncoder()
+        async with encoders(first, second):
+            records = Records(first.target)
+            pool = named_pool(records)
+            pool.start()
+            await until_ready(pool, 1)
+            leaving = pool.connections[0]
+            stream = EncodeStream(leaving, pool.config, [PICTURE], HIDDEN_SIZE)
+            await stream.open((), b"", 0, 0)
+            records.addresses = [second.target]
+            pool.give_up(leaving)  # a reason to look again at once
+            async with asyncio.timeout(10):
+                while [connection.target for connection in pool.connections] != [second.target]:
+                    await asyncio.sleep(0.01)
+            await until_ready(pool, 1)
+            assert set(await choices(pool)) == {second.target}
+            stream.grant([TileId(0, 2)])
+            tile, _ = await anext(stream.tiles(is_waiting=lambda: True))
+            assert tile == TileId(0, 2)
+            stream.close()
+            async with asyncio.timeout(10):
+                while pool._leaving:
+                    await asyncio.sleep(0.01)
+            await pool.close()
+
+    async def test_one_that_stays_keeps_its_connection(self) -> None:
+        records = Records("127.0.0.1:1", "127.0.0.1:2")
+        pool = named_pool(records)
+        with of_kind(Unavailable):
+            await pool.fingerprint()
+        stays = pool.connections[1]
+        records.addresses = ["127.0.0.1:2", "127.0.0.1:3"]
+        await pool._directory.resolve(5)
+        assert [connection.target for connection in pool.connections] == ["127.0.0.1:2", "127.0.0.1:3"]
+        assert pool.connections[0] is stays
+        await pool.close()
+
+    async def test_a_name_that_nobody_knows_is_unavailable_without_the_name(self) -> None:
+        pool = named_pool(Records())
+        with of_kind(Unavailable, "encoder") as raised:
+            await pool.fingerprint()
+        assert "internal" not in raised.value.message
+        await pool.close()
 
 
 class TestFingerprint:

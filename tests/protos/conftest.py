@@ -88,11 +88,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     if shutil.which("openssl") is None:
         pytest.skip("makes certificates with the openssl command, which is not installed")
     folder = tmp_path_factory.mktemp("certificates")
-    for authority, names in (("ca", ["server", "client"]), ("other_ca", ["other_client"])):
+    for authority, names in (("ca", ["server", "client", "named"]), ("other_ca", ["other_client"])):
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
         openssl(folder, "req", "-x509", *key, *names_of(authority), "-subj", f"/CN={authority}")
         for name in names:
-            subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+            host = "DNS:encoders.internal" if name == "named" else "IP:127.0.0.1"
+            subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName={host}"]
             signed_by = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}_key.pem"]
             openssl(folder, "req", "-x509", *key, *names_of(name), *subject, *signed_by)
     return Certificates(folder)

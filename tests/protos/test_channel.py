@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 from protos import encoder_pb2
-from protos.channel import MAX_RECONNECT_BACKOFF_MS, ClientTlsConfig, open_channel
-from protos.encoder_rpc import EncoderStub
+from protos.channel import MAX_RECONNECT_BACKOFF_MS, ClientTlsConfig, is_serving, open_channel
+from protos.encoder_rpc import SERVICE_NAME, EncoderStub
 from protos.server import ServerConfig
-from tests.protos.conftest import ScriptedEncoder, running
+from tests.protos.conftest import Certificates, ScriptedEncoder, running
 
 GET_MODEL = encoder_pb2.GetEncoderModelRequest()
 
@@ -65,6 +65,32 @@ async def test_a_name_is_resolved() -> None:
         async with open_channel(f"dns:///localhost:{server.port}") as channel:
             answer = await EncoderStub(channel).GetModel(GET_MODEL, timeout=5)
     assert answer.model == "scripted"
+
+
+@pytest.mark.parametrize("server_name", ["encoders.internal", "another.internal"])
+async def test_an_address_behind_a_name_shows_the_certificate_of_the_name(
+    certificates: Certificates, server_name: str
+) -> None:
+    config = ServerConfig(
+        tls_cert=certificates.named, tls_key=certificates.named_key, shutdown_grace_s=0, reflection=False
+    )
+    async with running(ScriptedEncoder(), config) as server:
+        tls = ClientTlsConfig(ca=certificates.ca)
+        async with open_channel(f"127.0.0.1:{server.port}", tls, server_name) as channel:
+            if server_name == "encoders.internal":
+                assert (await EncoderStub(channel).GetModel(GET_MODEL, timeout=5)).model == "scripted"
+                assert await is_serving(channel, SERVICE_NAME, 5)
+            else:
+                with pytest.raises(grpc.RpcError):
+                    await EncoderStub(channel).GetModel(GET_MODEL, timeout=5)
+
+
+async def test_health_is_what_the_server_says() -> None:
+    async with running(ScriptedEncoder()) as server:
+        async with open_channel(f"127.0.0.1:{server.port}") as channel:
+            assert await is_serving(channel, SERVICE_NAME, 5)
+            await server.set_serving(False)
+            assert not await is_serving(channel, SERVICE_NAME, 5)
 
 
 @pytest.mark.parametrize(
