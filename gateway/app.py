@@ -107,6 +107,7 @@ async def serve_on(
 ) -> None:
     """As `serve`, in this process, on a bound socket; `pages` where others listen to the same port."""
     client = LLMClient(config.llm, config.llm_tls, model_timeout_s=config.model_timeout_s)
+    client.start()
     metrics = GatewayMetrics()
     if pages is not None:
         await pages.listen(metrics.page)

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.affinity import conversation_key
 from gateway.body import read_json_body
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Completion, Reply
@@ -76,9 +77,11 @@ class ChatCompletions:
         request_id, config = request.state.request_id, self._config
         call = self._client.generate(
             generate_request(chat, turns, request_id),
+            key=conversation_key(turns, chat.cache_salt or "", chat.prompt_cache_key or ""),
             metadata=_metadata(request_id, request.headers),
             timeout_s=config.request_timeout_s,
             idle_s=config.keepalive_s,
+            is_kept=not chat.stream,
         )
         try:
             async with aclosing(call) as batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.events import Delta, Event, Finished, TokenLogprob, Usage
+from gateway.events import Delta, Event, Finished, Restarted, TokenLogprob, Usage
 from protos.errors import ModelError
 
 MIN_LOGPROB = -9999.0  # JSON has no -inf
@@ -35,7 +35,10 @@ class Completion:
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
-        self._choices = [_Choice() for _ in range(reply.num_choices)]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._choices = [_Choice() for _ in range(self._reply.num_choices)]
         self._usage: Usage | None = None
 
     def add(self, event: Event) -> None:
@@ -47,6 +50,8 @@ class Completion:
             self._choices[event.index].finish_reason = event.reason
         elif isinstance(event, Usage):
             self._usage = event
+        elif isinstance(event, Restarted):
+            self._begin()
 
     def body(self) -> dict[str, Any]:
         """Raises ModelError when the answer broke off."""

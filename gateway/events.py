@@ -42,4 +42,9 @@ class Usage:
     image_tokens: int = 0  # of prompt_tokens
 
 
-Event = Started | Delta | Finished | Usage
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """Another language model begins the answer anew: what came before is void."""
+
+
+Event = Started | Delta | Finished | Usage | Restarted

@@ -1,4 +1,4 @@
-"""Calls to the language-model services: which one to ask, with what deadline, and how failures read.
+"""Calls to the language-model services: which one is asked, with what deadline, and who is asked instead.
 
 Knows nothing about HTTP.
 """
@@ -6,63 +6,70 @@ Knows nothing about HTTP.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-
-import grpc
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from gateway.answer import Answer
-from gateway.events import Event
+from gateway.events import Event, Restarted, Started
+from gateway.llm_target import LLMTarget
 from gateway.model_info import ModelInfo
-from gateway.session import Session
-from gateway.translate import model_info_from_proto
-from protos import language_model_pb2, language_model_pb2_grpc
-from protos.channel import ClientTlsConfig, open_channel
-from protos.errors import DeadlineExceeded, ModelError, ServingError, Unavailable
+from protos import language_model_pb2
+from protos.channel import ClientTlsConfig
+from protos.directory import Directory, Lookup, Replica, look_up
+from protos.errors import DeadlineExceeded, Overloaded, ServingError, Unavailable
+from protos.placement import choose
 from protos.request_context import Metadata
-from protos.statuses import carries_our_details, error_from_rpc
 
-# A service that was unreachable gets no new requests for this long while others are there.
-AVOID_S = 1.0
 # What a service says about itself is asked again after this time.
 MODEL_TTL_S = 10.0
+# Services that one request is sent to before its error is believed: it may be what kills them.
+MAX_ATTEMPTS = 3
+# So many sequences run together for little more than the price of one: up to here affinity costs nobody time.
+FREE_SEQUENCES = 0
+# How long a request waits for a name to be resolved when no service is known.
+RESOLVE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
-
-
-# Round robin chooses a replica for a stream, not for a request: so many streams spread over those of a name.
-SESSIONS_PER_NAME = 8
-
-
-@dataclass
-class _Target:
-    """One session with a service."""
-
-    address: str
-    channel: grpc.aio.Channel
-    stub: language_model_pb2_grpc.LanguageModelStub
-    session: Session | None = None
-    in_flight: int = 0
-    last_pick: int = 0
-    avoid_until: float = field(default=0.0)  # time.monotonic()
 
 
 class LLMClient:
     """A pool of language-model services that serve the same model.  Make it inside a running event loop."""
 
     def __init__(
-        self, targets: Sequence[str], tls: ClientTlsConfig | None = None, *, model_timeout_s: float = 2.0
+        self,
+        targets: Sequence[str],
+        tls: ClientTlsConfig | None = None,
+        *,
+        model_timeout_s: float = 2.0,
+        lookup: Lookup = look_up,
     ) -> None:
-        self._targets = [target for address in targets for target in _open(address, tls)]
+        """`lookup` resolves names."""
+        self._tls = tls
         self._model_timeout_s = model_timeout_s
-        self._picks = itertools.count(1)
+        self._targets: dict[str, LLMTarget] = {}
+        self._is_started = False
+        self._leaving: set[asyncio.Task[None]] = set()
         self._model: ModelInfo | None = None
         self._model_until = 0.0  # time.monotonic()
         self._refresh = asyncio.Lock()
+        self._directory = Directory(targets, self._follow, lookup)
+        self._follow(self._directory.replicas)
+
+    def start(self) -> None:
+        """Notice from now on which services there are, which of them answer, and how busy they are."""
+        self._is_started = True
+        self._directory.start()
+        for target in self._targets.values():
+            target.start()
+
+    async def close(self) -> None:
+        await self._directory.close()
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await asyncio.gather(*(target.close() for target in self._targets.values()))
 
     async def model(self) -> ModelInfo:
         """What is served, at most MODEL_TTL_S old unless no service answers.
@@ -79,65 +86,93 @@ class LLMClient:
         return self._model
 
     async def models(self) -> list[ModelInfo | ServingError]:
-        """What each service says now, or why it does not."""
-        return await asyncio.gather(*(self._ask(target) for target in self._services()))
+        """What each service says now, or why it does not; at least one answer."""
+        if not self._targets:
+            await self._directory.resolve(RESOLVE_TIMEOUT_S)
+        asked = [self._ask(target) for target in self._targets.values()]
+        return await asyncio.gather(*asked) or [_nobody()]
 
     async def generate(
         self,
         request: language_model_pb2.GenerateRequest,
         *,
+        key: bytes,
         metadata: Metadata,
         timeout_s: float,
         idle_s: float = 3600.0,
+        is_kept: bool = False,
     ) -> AsyncGenerator[list[Event], None]:
         """Events of one answer, all that are there at once; none after `idle_s` seconds of silence.
 
-        Closing the iterator cancels the request at once.
+        Requests with the same `key` go to the same service as long as that is not much busier than others.
+        When it is lost before it has said anything, or while the caller keeps all that it says to himself
+        (`is_kept`), another is asked; `Restarted` says that what came before is void.  Closing the iterator
+        cancels the request at once.
 
         Raises:
             ServingError: as the service said it, behind the events before it.
         """
-        target = self._pick()
-        target.in_flight += 1
-        answer, session = Answer(idle_s), self._session(target)
-        request_id = session.ask(request, metadata, answer)
-        too_late = DeadlineExceeded("The request took longer than its time limit.")
-        deadline = asyncio.get_running_loop().call_later(timeout_s, answer.fail, too_late)
-        try:
-            while answer.has_more:
-                yield await answer.next()
-        except Unavailable:
-            self._avoid(target)
-            raise
-        finally:
-            deadline.cancel()
-            answer.close()
-            session.leave(request_id)
-            target.in_flight -= 1
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        tried: dict[str, ServingError] = {}
+        target, has_begun = await self._choose(key, request, ()), False
+        while True:
+            try:
+                with _asking(target, request, metadata, Answer(idle_s), deadline_s) as answer:
+                    while answer.has_more:
+                        batch = await answer.next()
+                        has_begun = has_begun or any(type(event) is not Started for event in batch)
+                        yield batch
+                return
+            except (Unavailable, Overloaded) as error:
+                tried[target.address] = error
+                self._note(target, error)
+                if (has_begun and not is_kept) or not self._may_retry(tried):
+                    raise _most_telling(tried) from None
+            log.warning("asking another language model than %s", target.address)
+            target = await self._choose(key, request, tried)
+            if has_begun:
+                has_begun = False
+                yield [Restarted()]
 
-    async def close(self) -> None:
-        await asyncio.gather(*(target.session.close() for target in self._targets if target.session))
-        await asyncio.gather(*(target.channel.close() for target in self._services()))
+    def _may_retry(self, tried: Collection[str]) -> bool:
+        return len(tried) < MAX_ATTEMPTS and not self._targets.keys() <= set(tried)
 
-    def _services(self) -> list[_Target]:
-        """One target of each address."""
-        return list({id(target.channel): target for target in self._targets}.values())
+    def _note(self, target: LLMTarget, error: ServingError) -> None:
+        """One that is only full is there."""
+        if isinstance(error, Unavailable):
+            target.avoid()
+            self._directory.hurry()
+            self._model_until = 0.0
 
-    def _session(self, target: _Target) -> Session:
-        if target.session is None or target.session.has_ended:
-            target.session = Session(target.stub, partial(self._failure, target))
-        return target.session
+    async def _choose(
+        self, key: bytes, request: language_model_pb2.GenerateRequest, tried: Collection[str]
+    ) -> LLMTarget:
+        """By key and load among those that answer; any of them when none does."""
+        if not self._targets:
+            await self._directory.resolve(RESOLVE_TIMEOUT_S)
+        left = [target for address, target in self._targets.items() if address not in tried]
+        if not left:
+            raise _nobody()
+        there = [target for target in left if not target.is_avoided] or left
+        loads = {target.address: target.load.total for target in there}
+        return self._targets[choose(key, loads, _num_sequences(request), free=FREE_SEQUENCES)]
 
-    def _avoid(self, target: _Target) -> None:
-        target.avoid_until = time.monotonic() + AVOID_S
-        self._model_until = 0.0
+    def _follow(self, replicas: Sequence[Replica]) -> None:
+        """Connect to those that are new; leave those that are gone to the answers that they give."""
+        known, self._targets = self._targets, {}
+        for replica in replicas:
+            address = replica.address
+            self._targets[address] = known.pop(address) if address in known else self._join(replica)
+        for target in known.values():
+            log.info("language model %s has left", target.address)
+            leaving = asyncio.create_task(target.close_when_idle())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
 
-    def _pick(self) -> _Target:
-        """The least busy of those that were reachable, in turn among equals."""
-        now = time.monotonic()
-        reachable = [target for target in self._targets if target.avoid_until <= now] or self._targets
-        target = min(reachable, key=lambda target: (target.in_flight, target.last_pick))
-        target.last_pick = next(self._picks)
+    def _join(self, replica: Replica) -> LLMTarget:
+        target = LLMTarget(replica, self._tls, self._model_timeout_s)
+        if self._is_started:
+            target.start()
         return target
 
     async def _ask_or_keep(self, known: ModelInfo | None) -> ModelInfo:
@@ -149,36 +184,45 @@ class LLMClient:
             return known
         raise next(answer for answer in answers if isinstance(answer, ServingError))
 
-    async def _ask(self, target: _Target) -> ModelInfo | ServingError:
-        request = language_model_pb2.GetLanguageModelRequest()
+    async def _ask(self, target: LLMTarget) -> ModelInfo | ServingError:
         try:
-            return model_info_from_proto(await target.stub.GetModel(request, timeout=self._model_timeout_s))
-        except grpc.RpcError as error:
-            failure = self._failure(target, error)
-            if isinstance(failure, DeadlineExceeded):
-                return Unavailable("The language model does not answer.")
-            return failure
-
-    def _failure(self, target: _Target, error: grpc.RpcError) -> ServingError:
-        failure = error_from_rpc(error)
-        if isinstance(failure, Unavailable):
-            self._avoid(target)
-        if carries_our_details(error):
-            return failure
-        # Without our details the text is gRPC's own, which names addresses.
-        log.warning("call to %s failed: %s %s", target.address, error.code().name, error.details())
-        return type(failure)(_FOREIGN.get(type(failure), "The language model refused the request."))
+            return await target.model()
+        except ServingError as error:
+            return error
 
 
-_FOREIGN: dict[type[ServingError], str] = {
-    Unavailable: "The language model is not reachable.",
-    DeadlineExceeded: "The request took longer than its time limit.",
-    ModelError: "The language model failed.",
-}
+@contextmanager
+def _asking(
+    target: LLMTarget,
+    request: language_model_pb2.GenerateRequest,
+    metadata: Metadata,
+    answer: Answer,
+    deadline_s: float,
+) -> Iterator[Answer]:
+    """The answer while it is asked for; leaving cancels it.  `deadline_s` is the event loop's time."""
+    num_sequences, session = _num_sequences(request), target.session()
+    request_id = session.ask(request, metadata, answer)
+    too_late = DeadlineExceeded("The request took longer than its time limit.")
+    deadline = asyncio.get_running_loop().call_at(deadline_s, answer.fail, too_late)
+    target.load.own += num_sequences
+    try:
+        yield answer
+    finally:
+        target.load.own -= num_sequences
+        deadline.cancel()
+        answer.close()
+        session.leave(request_id)
 
 
-def _open(address: str, tls: ClientTlsConfig | None) -> list[_Target]:
-    channel = open_channel(address, tls)
-    stub = language_model_pb2_grpc.LanguageModelStub(channel)
-    num_sessions = SESSIONS_PER_NAME if address.startswith("dns:") else 1
-    return [_Target(address, channel, stub) for _ in range(num_sessions)]
+def _num_sequences(request: language_model_pb2.GenerateRequest) -> int:
+    return max(1, request.sampling.n)
+
+
+def _most_telling(failures: dict[str, ServingError]) -> ServingError:
+    """A service that is full is there, and knows when to come back; else what was heard last."""
+    full = [error for error in failures.values() if isinstance(error, Overloaded)]
+    return [*failures.values(), *full][-1]
+
+
+def _nobody() -> ServingError:
+    return Unavailable("The language model is not reachable.")

@@ -173,6 +173,7 @@ class SamplingFields(_Model):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     cache_salt: Annotated[str, Field(min_length=1)] | None = None
+    prompt_cache_key: str | None = None
     priority: Annotated[int, Field(ge=-_INT31, lt=_INT31)] | None = None
 
     @field_validator("stop", mode="before")
@@ -270,7 +271,6 @@ _IGNORED = frozenset(
         "metadata",
         "user",
         "safety_identifier",
-        "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
         "verbosity",

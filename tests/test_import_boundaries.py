@@ -28,6 +28,7 @@ WIRE_MODULES = {
     "llm_service.encoder_pool",
     "gateway.translate",
     "gateway.llm_client",
+    "gateway.llm_target",
     "gateway.session",
     "llm_service.session",
 }

@@ -84,6 +84,9 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         self.script = script
         self.info = info or default_info()
         self.answers_get_model = True
+        self.dies_with_its_script = (
+            False  # an exception in a script breaks the stream, as a killed process does
+        )
         self.requests: list[pb.GenerateRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.cancels: list[int] = []
@@ -100,6 +103,8 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         try:
             while (event := await outbox.get()) is not None:
                 yield pb.SessionResponse(events=[event])
+            if self.dies_with_its_script:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         finally:
             for task in (reading, *running.values()):
                 task.cancel()
