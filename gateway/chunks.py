@@ -7,7 +7,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from gateway.completion import Reply, logprobs_json, usage_json
-from gateway.events import Delta, Event, Finished, Started, Usage
+from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
 from gateway.streaming import DONE, sse
 from protos.errors import ModelError
 
@@ -59,6 +59,9 @@ class ChunkEncoder:
         if isinstance(event, Usage):
             self._ended = True
             return self._chunk("[]", _compact(usage_json(event))) if self._include_usage else b""
+        if isinstance(event, Restarted):
+            self._completion_tokens = 0
+            return b""
         assert isinstance(event, Started)
         self.is_admitted, self._prompt_tokens = True, event.prompt_tokens
         return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protos.channel import ClientTlsConfig
+from protos.directory import parse_target
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class GatewayConfig:
     gateway_workers: int = field(default=1, metadata={"help": "gateway processes that share the port"})
     llm: tuple[str, ...] = field(
         default=("127.0.0.1:50052",),
-        metadata={"help": "language-model services, HOST:PORT or dns:///NAME:PORT"},
+        metadata={"help": "language-model services, HOST:PORT or dns:///NAME:PORT, separated by commas"},
     )
     llm_tls: ClientTlsConfig = field(default_factory=ClientTlsConfig, metadata={"prefix": "llm-tls-"})
     max_body_bytes: int = field(default=64 << 20, metadata={"help": "largest request body, bytes"})
@@ -38,6 +39,8 @@ class GatewayConfig:
             raise ValueError(f"port must be 0..65535, got {self.port}")
         if not self.llm or not all(self.llm):
             raise ValueError(f"llm must name at least one service and no empty one, got {self.llm}")
+        for target in self.llm:
+            parse_target(target)
         for name in (
             "gateway_workers",
             "max_body_bytes",

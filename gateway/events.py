@@ -44,7 +44,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """Another language model begins the answer anew: what came before is void."""
+    """Another language model begins the answer anew: what came before is void; in a stream it had no text."""
 
 
 Event = Started | Delta | Finished | Usage | Restarted

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from gateway.answer import Answer
-from gateway.events import Event, Restarted, Started
+from gateway.events import Delta, Event, Restarted, Started
 from gateway.llm_target import LLMTarget
 from gateway.model_info import ModelInfo
 from protos import language_model_pb2
@@ -26,8 +26,9 @@ from protos.request_context import Metadata
 MODEL_TTL_S = 10.0
 # Services that one request is sent to before its error is believed: it may be what kills them.
 MAX_ATTEMPTS = 3
-# So many sequences run together for little more than the price of one: up to here affinity costs nobody time.
-FREE_SEQUENCES = 0
+# Sequences that a service may have whatever the others have: together they take little more time than one,
+# and a conversation finds its KV cache (docs/benchmarks/placement.md).
+FREE_SEQUENCES = 8
 # How long a request waits for a name to be resolved when no service is known.
 RESOLVE_TIMEOUT_S = 2.0
 
@@ -105,7 +106,7 @@ class LLMClient:
         """Events of one answer, all that are there at once; none after `idle_s` seconds of silence.
 
         Requests with the same `key` go to the same service as long as that is not much busier than others.
-        When it is lost before it has said anything, or while the caller keeps all that it says to himself
+        When it is lost before it has said any text, or while the caller keeps all that it says to himself
         (`is_kept`), another is asked; `Restarted` says that what came before is void.  Closing the iterator
         cancels the request at once.
 
@@ -120,7 +121,7 @@ class LLMClient:
                 with _asking(target, request, metadata, Answer(idle_s), deadline_s) as answer:
                     while answer.has_more:
                         batch = await answer.next()
-                        has_begun = has_begun or any(type(event) is not Started for event in batch)
+                        has_begun = has_begun or any(map(_is_seen, batch))
                         yield batch
                 return
             except (Unavailable, Overloaded) as error:
@@ -130,9 +131,8 @@ class LLMClient:
                     raise _most_telling(tried) from None
             log.warning("asking another language model than %s", target.address)
             target = await self._choose(key, request, tried)
-            if has_begun:
-                has_begun = False
-                yield [Restarted()]
+            has_begun = False
+            yield [Restarted()]
 
     def _may_retry(self, tried: Collection[str]) -> bool:
         return len(tried) < MAX_ATTEMPTS and not self._targets.keys() <= set(tried)
@@ -212,6 +212,13 @@ def _asking(
         deadline.cancel()
         answer.close()
         session.leave(request_id)
+
+
+def _is_seen(event: Event) -> bool:
+    """It makes bytes that the client gets."""
+    if type(event) is Delta:
+        return bool(event.text or event.logprobs)
+    return type(event) is not Started
 
 
 def _num_sequences(request: language_model_pb2.GenerateRequest) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protos.channel import ClientTlsConfig
+from protos.directory import parse_target
 from protos.options import HEARTBEAT_INTERVAL_S, MAX_MESSAGE_BYTES
 from protos.server import ServerConfig
 
@@ -128,7 +129,8 @@ class EncoderPoolConfig:
     """How the LLM service uses its encoders."""
 
     encoders: tuple[str, ...] = field(
-        default=("127.0.0.1:50051",), metadata={"help": "encoders, HOST:PORT separated by commas"}
+        default=("127.0.0.1:50051",),
+        metadata={"help": "encoders, HOST:PORT or dns:///NAME:PORT, separated by commas"},
     )
     encoder_tls: ClientTlsConfig = field(default_factory=ClientTlsConfig, metadata={"prefix": "encoder-tls-"})
     initial_credit: int = field(
@@ -157,6 +159,8 @@ class EncoderPoolConfig:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if any(not target for target in self.encoders):
             raise ValueError("encoders must not contain an empty address")
+        for target in self.encoders:
+            parse_target(target)
 
 
 @dataclass(frozen=True)

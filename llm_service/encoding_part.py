@@ -1,4 +1,4 @@
-"""Some pictures of a request at one encoder: their numbers in the stream, and what they load the encoder with.
+"""Some pictures of a request at one encoder: their numbers in the stream, and what load they are to it.
 
 Knows neither the request's other pictures nor other encoders.
 """

@@ -27,7 +27,7 @@ class Replica:
 
 
 @dataclass(frozen=True)
-class _Name:
+class Name:
     host: str
     port: int
 
@@ -53,16 +53,12 @@ class Directory:
         on_change: Callable[[list[Replica]], None],
         lookup: Lookup = look_up,
     ) -> None:
-        """`on_change` gets all replicas whenever they are others than before.
-
-        Raises:
-            ValueError: a `dns:` target without a name or a port.
-        """
+        """`on_change` gets all replicas whenever they are others than before.  Raises as `parse_target`."""
         self._on_change = on_change
         self._lookup = lookup
-        self._names = {target: _parse(target) for target in targets if target.startswith(_PREFIX)}
-        self._found = {target: [Replica(target)] for target in targets}
-        self._found.update({target: [] for target in self._names})
+        names = {target: parse_target(target) for target in targets}
+        self._names = {target: name for target, name in names.items() if name is not None}
+        self._found = {target: [Replica(target)] if name is None else [] for target, name in names.items()}
         self._resolving: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
@@ -107,7 +103,7 @@ class Directory:
     async def _resolve(self) -> None:
         await asyncio.gather(*(self._resolve_name(target, name) for target, name in self._names.items()))
 
-    async def _resolve_name(self, target: str, name: _Name) -> None:
+    async def _resolve_name(self, target: str, name: Name) -> None:
         try:
             addresses = await self._lookup(name.host, name.port)
         except OSError as error:
@@ -120,9 +116,15 @@ class Directory:
             self._on_change(self.replicas)
 
 
-def _parse(target: str) -> _Name:
-    """`dns:///name:port` and `dns:name:port`, as gRPC reads them; the system's resolver is asked."""
+def parse_target(target: str) -> Name | None:
+    """The name in `dns:///name:port` or `dns:name:port`, as gRPC reads them; None for any other target.
+
+    Raises:
+        ValueError: a `dns:` target without a name or a port, or with a name server of its own.
+    """
+    if not target.startswith(_PREFIX):
+        return None
     host, _, port = target.removeprefix(_PREFIX).removeprefix("///").rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise ValueError(f"{target!r} is not like dns:///NAME:PORT")
-    return _Name(host.strip("[]"), int(port))
+    return Name(host.strip("[]"), int(port))

@@ -7,8 +7,10 @@ import base64
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -31,6 +33,8 @@ from protos.errors import (
 )
 from tests.gateway.scripted import (
     MODEL,
+    Script,
+    ScriptedLLM,
     ask,
     ask_about,
     default_info,
@@ -40,6 +44,7 @@ from tests.gateway.scripted import (
     hangs_after,
     replies,
     says,
+    serving,
     started,
     usage,
 )
@@ -487,3 +492,60 @@ async def test_all_pictures_share_one_budget() -> None:
         assert (await gateway.post(ask_about({"url": PNG_URI}))).status_code == 200
         status, code, param, _ = await gateway.error(ask_about({"url": PNG_URI}, {"url": PNG_URI}))
     assert (status, code, param) == (400, "image_file_too_large", "messages.0.content.2.image_url.url")
+
+
+class TestALanguageModelThatDies:
+    """Two services; the one that is asked first dies after some events."""
+
+    @staticmethod
+    @asynccontextmanager
+    async def scene(*events: pb.GenerateResponse) -> AsyncIterator[httpx.AsyncClient]:
+        def make(number: int) -> Script:
+            async def script(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+                asked.append(number)
+                if len(asked) > 1:
+                    for event in (started(), delta("whole"), finished(), usage()):
+                        yield event
+                    return
+                for event in events:
+                    yield event
+                raise OSError("killed")
+
+            return script
+
+        asked: list[int] = []
+        services = [ScriptedLLM(make(number)) for number in range(2)]
+        ports = [await service.listen() for service in services]
+        for service in services:
+            service.dies_with_its_script = True
+        try:
+            async with serving(*(f"127.0.0.1:{port}" for port in ports)) as port:
+                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+                    yield client
+        finally:
+            for service in services:
+                await service.stop()
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("events", [[], [started()], [started(), delta("")]], ids=len)
+    async def test_before_any_text_is_not_noticed(
+        self, events: list[pb.GenerateResponse], stream: bool
+    ) -> None:
+        async with self.scene(*events) as client:
+            response = await client.post("/v1/chat/completions", json=ask(stream=stream))
+        assert response.status_code == 200 and response.text.count("whole") == 1
+        assert "error" not in response.text
+
+    async def test_with_half_of_a_whole_answer_is_not_noticed_either(self) -> None:
+        async with self.scene(started(), delta("ha"), delta("lf")) as client:
+            response = await client.post("/v1/chat/completions", json=ask())
+        choice = response.json()["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("whole", "stop")
+
+    async def test_in_the_middle_of_a_stream_ends_it_with_an_error(self) -> None:
+        async with self.scene(started(), delta("ha")) as client:
+            response = await client.post("/v1/chat/completions", json=ask(stream=True))
+        *chunks, error = _chunks(response.content)[:-1]
+        assert response.status_code == 200 and len(chunks) == 2
+        assert set(error["error"]) == {"message", "type", "param", "code"}
+        assert "not reachable" in error["error"]["message"]
