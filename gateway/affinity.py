@@ -31,8 +31,8 @@ def conversation_key(turns: Sequence[Turn], cache_salt: str = "", cache_key: str
 def _sample(part: Text | Picture) -> tuple[bytes, ...]:
     if isinstance(part, Text):
         return (b"text", part.text.encode("utf-8", "surrogatepass"))
-    tiles = f"{len(part.data)} {part.min_tiles} {part.max_tiles}"
-    return (b"picture", tiles.encode(), part.data[:PICTURE_SAMPLE_BYTES], part.data[-PICTURE_SAMPLE_BYTES:])
+    length = len(part.data).to_bytes(8, "little")
+    return (b"picture", length, part.data[:PICTURE_SAMPLE_BYTES], part.data[-PICTURE_SAMPLE_BYTES:])
 
 
 def _add(digest: hashlib.blake2b, *values: bytes) -> None:

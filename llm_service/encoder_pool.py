@@ -35,6 +35,7 @@ class EncoderModel:
     """What an encoder said about itself; only kept when it holds our checkpoint."""
 
     fingerprint: bytes
+    payload_dtype: int  # DType; the fingerprint is made with it
 
 
 class EncoderConnection:
@@ -98,7 +99,7 @@ class EncoderConnection:
         if self.model is None:
             log.info("encoder %s is ready", self.target)
         self.mismatch = False
-        self.model = EncoderModel(response.fingerprint)
+        self.model = EncoderModel(response.fingerprint, response.payload_dtype)
 
     def _lose(self, why: str) -> None:
         if self.model is not None:

@@ -30,7 +30,7 @@ from protos.request_context import Metadata
 
 MAX_REMEMBERED_LAYOUTS = 4096
 # Another encoder may do better.
-ENCODER_FAILURES = (Unavailable, FingerprintMismatch, Overloaded)
+ENCODER_FAILURES = (Unavailable, FingerprintMismatch, Overloaded, ModelError)
 
 log = logging.getLogger(__name__)
 
@@ -278,16 +278,16 @@ class Encoding:
             self._wanted.remove(tile)
             self._deliver(tile, embeds)
         elif part.is_open:  # else nobody waits for it any more
-            self._early[tile] = embeds
+            self._early[tile] = embeds.clone()  # valid only now
 
     def _deliver(self, tile: TileId, embeds: torch.Tensor) -> None:
         self.last_tile_ns = time.monotonic_ns()
         self._on_tile(tile, embeds)
 
     def _give_up_on(self, connection: EncoderConnection, error: ServingError) -> None:
-        """For this request; for others, too, unless the encoder is only full."""
+        """For this request; for others, too, unless the encoder is only full, or failed at these pictures."""
         log.warning("encoder %s failed: %s", connection.target, error.message)
-        if not isinstance(error, Overloaded):
+        if not isinstance(error, Overloaded | ModelError):
             self._pool.give_up(connection)
         self._failed.add(connection.target)
 

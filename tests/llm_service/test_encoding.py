@@ -28,6 +28,7 @@ from protos.errors import (
 )
 from protos.frames import EncodeEvent
 from protos.placement import rendezvous_order
+from protos.tensor_pb2 import DTYPE_FLOAT16
 from tests.llm_service.scripted_encoder import (
     FINGERPRINT,
     HIDDEN_SIZE,
@@ -451,6 +452,33 @@ class TestFailover:
             request = it.request()
             await request.encoding.layout()
             assert len(it.in_order()[1].sides) == 1 and it.pool.num_ready == 2
+
+    @pytest.mark.parametrize("when", ["at first", "at a tile"])
+    async def test_one_whose_tower_fails_is_passed_over_and_stays_in_the_pool(self, when: str) -> None:
+        async def fails(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            if when == "at a tile":
+                yield side.layout()
+                await side.next_grant()
+            raise ModelError("out of memory")
+
+        async with scene(fails, honest, initial_credit=0) as it:
+            request = it.request()
+            await request.encoding.layout()
+            for tile in ALL:
+                request.encoding.want(tile)
+            await request.arrived(len(ALL))
+            assert all_correct(request) and it.pool.num_ready == 2
+
+    async def test_one_that_sends_another_type_than_it_announced_is_passed_over(self) -> None:
+        async def lies(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout(dtype=DTYPE_FLOAT16)
+            await hang()
+
+        async with scene(lies, honest) as it:
+            await it.request().encoding.layout()
+            assert len(it.in_order()[1].sides) == 1
 
     async def test_when_all_are_full_the_request_is_told_so(self) -> None:
         async with scene(*[refuses(Overloaded("full", retry_after_s=3.0))] * 2) as it:
