@@ -79,7 +79,6 @@ class EncodeStream:
         self._due: set[TileId] = set()  # granted or credited, not here yet
         self._layouts: list[PictureLayout] = []
         self._dtype = torch.float32
-        self._announced_dtype = None if connection.model is None else connection.model.payload_dtype
         self._call: EncodeCall | None = None
         self._ending = _Ending()
         self._watchdog: asyncio.Task[None] | None = None
@@ -252,7 +251,7 @@ class EncodeStream:
             raise Unavailable("the encoder laid out other pictures than it was sent")
         if layout.hidden_size != self._hidden_size or layout.dtype not in PAYLOAD_DTYPES:
             raise Unavailable("the encoder's visual tokens do not fit the language model")
-        if self._announced_dtype not in (None, layout.dtype):
+        if self.connection.payload_dtype not in (None, layout.dtype):
             raise Unavailable("the encoder's visual tokens are of another type than it announced")
         if not all(medium.final and medium.tokens_per_tile for medium in layout.media):
             raise Unavailable("the encoder's layout is not final")

@@ -35,7 +35,6 @@ class EncoderModel:
     """What an encoder said about itself; only kept when it holds our checkpoint."""
 
     fingerprint: bytes
-    payload_dtype: int  # DType; the fingerprint is made with it
 
 
 class EncoderConnection:
@@ -49,6 +48,7 @@ class EncoderConnection:
         self.streams_open = 0
         self.load = Load()  # tiles
         self.model: EncoderModel | None = None
+        self.payload_dtype: int | None = None  # DType that its tiles have, as its fingerprint says
         self.mismatch = False
         self._base = base
         self._channel = open_channel(target, config.encoder_tls, server_name)
@@ -98,8 +98,8 @@ class EncoderConnection:
             return
         if self.model is None:
             log.info("encoder %s is ready", self.target)
-        self.mismatch = False
-        self.model = EncoderModel(response.fingerprint, response.payload_dtype)
+        self.mismatch, self.payload_dtype = False, response.payload_dtype
+        self.model = EncoderModel(response.fingerprint)
 
     def _lose(self, why: str) -> None:
         if self.model is not None:

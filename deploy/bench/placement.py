@@ -14,6 +14,7 @@ import statistics
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from deploy.bench.placement_trace import TraceRequest, make_trace
 from gateway.llm_client import FREE_SEQUENCES
@@ -35,34 +36,33 @@ PICTURE_LOADS = ((30, 600), (150, 300))
 CONVERSATION_LOADS = ((2, 3600), (7, 3600))
 
 Policy = Callable[[bytes, Mapping[str, float], float], str]
+MakePolicy = Callable[[int], Policy]  # of the front end with this number
 
 
-def policies(free: float) -> dict[str, Callable[[], Policy]]:
-    """By name, each a maker of a fresh one; `free` as the services have it."""
+def policies(free: float) -> dict[str, MakePolicy]:
+    """By name; `free` as the services have it."""
     return {
         "round robin": _round_robin,
         "random": _random,
         "least loaded": _least_loaded,
-        "rendezvous": lambda: lambda key, loads, weight: rendezvous_order(key, loads)[0],
-        f"rendezvous, load <= {MAX_LOAD_RATIO} of mean": lambda: choose,
-        f"the same, up to {free} free": lambda: (
-            lambda key, loads, weight: choose(key, loads, weight, free=free)
-        ),
+        "rendezvous": lambda number: lambda key, loads, weight: rendezvous_order(key, loads)[0],
+        f"rendezvous, load <= {MAX_LOAD_RATIO} of mean": lambda number: choose,
+        f"the same, up to {free} free": lambda number: partial(choose, free=free),
     }
 
 
-def _round_robin() -> Policy:
-    turns = itertools.count()
+def _round_robin(number: int) -> Policy:
+    turns = itertools.count(number)
     return lambda key, loads, weight: list(loads)[next(turns) % len(loads)]
 
 
-def _least_loaded() -> Policy:
-    rng = random.Random(2)
+def _least_loaded(number: int) -> Policy:
+    rng = random.Random(number)
     return lambda key, loads, weight: min(loads, key=lambda name: (loads[name], rng.random()))
 
 
-def _random() -> Policy:
-    rng = random.Random(1)
+def _random(number: int) -> Policy:
+    rng = random.Random(number)
     return lambda key, loads, weight: rng.choice(list(loads))
 
 
@@ -104,12 +104,16 @@ class Outcome:
 class Simulation:
     """Front ends that place work by a policy, and replicas that do it."""
 
-    def __init__(self, make_policy: Callable[[], Policy], num_replicas: int, capacity: int) -> None:
+    def __init__(self, make_policy: MakePolicy, num_replicas: int, capacity: int) -> None:
         self.replicas = {f"10.0.0.{number}:1": SimulatedReplica(capacity) for number in range(num_replicas)}
-        self._policies = [make_policy() for _ in range(NUM_FRONT_ENDS)]
+        self._policies = [make_policy(number) for number in range(NUM_FRONT_ENDS)]
         self._loads = [{name: Load() for name in self.replicas} for _ in range(NUM_FRONT_ENDS)]
         self._ends: list[tuple[float, int, str, int]] = []
         self._polled_s = 0.0
+        self._rng = random.Random(0)
+
+    def any_front_end(self) -> int:
+        return self._rng.randrange(NUM_FRONT_ENDS)
 
     def advance(self, now_s: float) -> None:
         while self._ends and self._ends[0][0] <= now_s:
@@ -135,13 +139,13 @@ class Simulation:
         heapq.heappush(self._ends, (end_s, front_end, name, weight))
 
 
-def encode(trace: Sequence[TraceRequest], make_policy: Callable[[], Policy], num_replicas: int) -> Outcome:
+def encode(trace: Sequence[TraceRequest], make_policy: MakePolicy, num_replicas: int) -> Outcome:
     """First turns with pictures; a request waits for the last of its pictures."""
     it = Simulation(make_policy, num_replicas, CACHED_TILES)
     hits, latencies, places = [], [], []
-    for number, request in enumerate(one for one in trace if one.pictures):
+    for request in (one for one in trace if one.pictures):
         it.advance(request.time_s)
-        front_end = number % NUM_FRONT_ENDS
+        front_end = it.any_front_end()
         ends = [request.time_s]
         for picture in request.pictures:
             tiles = picture.num_tiles
@@ -158,13 +162,13 @@ def encode(trace: Sequence[TraceRequest], make_policy: Callable[[], Policy], num
     return Outcome(statistics.mean(hits), latencies, places)
 
 
-def answer(trace: Sequence[TraceRequest], make_policy: Callable[[], Policy], num_replicas: int) -> Outcome:
+def answer(trace: Sequence[TraceRequest], make_policy: MakePolicy, num_replicas: int) -> Outcome:
     """Time to the first token; the prompt's part that is in the KV cache costs nothing."""
     it = Simulation(make_policy, num_replicas, CACHED_TOKENS)
     known, cached, latencies, places = 0, 0, [], []
-    for number, request in enumerate(trace):
+    for request in trace:
         it.advance(request.time_s)
-        front_end = number % NUM_FRONT_ENDS
+        front_end = it.any_front_end()
         name = it.place(front_end, request.key, 1)
         replica = it.replicas[name]
         reused = min(replica.cached(request.key), request.known_tokens)
@@ -181,7 +185,7 @@ def answer(trace: Sequence[TraceRequest], make_policy: Callable[[], Policy], num
 
 
 def table(
-    run: Callable[[Sequence[TraceRequest], Callable[[], Policy], int], Outcome],
+    run: Callable[[Sequence[TraceRequest], MakePolicy, int], Outcome],
     trace: Sequence[TraceRequest],
     free: float,
 ) -> list[str]:

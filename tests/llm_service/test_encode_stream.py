@@ -305,6 +305,7 @@ class TestGrants:
             await hang()
 
         async with line(script) as it:
+            it.connection.payload_dtype = tensor_pb2.DTYPE_BFLOAT16
             await it.open(initial_credit=1)
             [(_, embeds)] = await it.read(1)
             assert embeds.dtype is torch.bfloat16 and embeds.tolist() == [[1.0]] * 4

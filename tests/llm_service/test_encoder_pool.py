@@ -20,7 +20,6 @@ from llm_service.encoder_pool import FREE_TILES, EncoderConnection, EncoderModel
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.errors import FingerprintMismatch, Unavailable
 from protos.options import SHARED_OPTIONS
-from protos.tensor_pb2 import DTYPE_FLOAT32
 from tests.llm_service.scripted_encoder import (
     FINGERPRINT,
     HIDDEN_SIZE,
@@ -50,7 +49,7 @@ async def pool_of(count: int) -> AsyncIterator[EncoderPool]:
 
 
 def set_load(connection: EncoderConnection, load: int) -> None:
-    connection.model = EncoderModel(FINGERPRINT, DTYPE_FLOAT32)
+    connection.model = EncoderModel(FINGERPRINT)
     connection.load.report(load)
 
 
@@ -145,7 +144,7 @@ class TestPresence:
         encoder.tiles_queued = 7
         async with running(encoder) as pool:
             await until_ready(pool, 1)
-            assert pool.connections[0].model == EncoderModel(FINGERPRINT, DTYPE_FLOAT32)
+            assert pool.connections[0].model == EncoderModel(FINGERPRINT)
             assert pool.connections[0].load.total == 7
 
     async def test_before_the_first_poll_the_first_request_asks_itself(self) -> None:
@@ -364,7 +363,7 @@ class TestFingerprint:
         """Encoders of two dtypes serve one checkpoint, but name their pictures differently."""
         async with pool_of(4) as pool:
             for connection in pool.connections[2:]:
-                connection.model = EncoderModel(b"w" * 32, DTYPE_FLOAT32)
+                connection.model = EncoderModel(b"w" * 32)
             assert set(await choices(pool)) == {connection.target for connection in pool.connections[:2]}
             chosen = {(await pool.choose(b"w" * 32, content_hash)).target for content_hash in HASHES}
             assert chosen == {connection.target for connection in pool.connections[2:]}
@@ -373,7 +372,7 @@ class TestFingerprint:
         async with pool_of(2) as pool:
             pool.connections[0].mark_dead()
             assert await pool.fingerprint() == FINGERPRINT
-            pool.connections[0].model = EncoderModel(b"w" * 32, DTYPE_FLOAT32)
+            pool.connections[0].model = EncoderModel(b"w" * 32)
             assert await pool.fingerprint() == FINGERPRINT
             pool.connections[1].mark_dead()
             assert await pool.fingerprint() == b"w" * 32
