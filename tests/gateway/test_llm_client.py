@@ -133,7 +133,7 @@ class TestAnotherIsAsked:
             for _ in range(4):
                 assert _texts(await _generate(client)) == ["b"]
             await services[0].listen(ports[0])
-            async with asyncio.timeout(AVOID_S + 10):
+            async with asyncio.timeout(AVOID_S + 30):
                 while not services[0].requests:
                     await asyncio.sleep(0.05)
                     assert await _generate(client)
