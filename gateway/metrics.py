@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from gateway.events import Delta, Event, Usage
+from gateway.events import Delta, Event, Restarted, Usage
 
 _FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -27,6 +27,11 @@ class GatewayMetrics:
         self.in_flight = Gauge("tessera_gateway_in_flight", "Requests in progress", registry=registry)
         self.disconnects = Counter(
             "tessera_gateway_disconnects", "Requests whose client went away", registry=registry
+        )
+        self.restarts = Counter(
+            "tessera_gateway_restarts",
+            "Requests sent to another language model because one was lost or full",
+            registry=registry,
         )
         self.ignored_keys = Counter(
             "tessera_gateway_ignored_keys", "Unknown top-level keys of requests", registry=registry
@@ -67,6 +72,8 @@ class AnswerTimer:
                 self._observe_delta(event, now)
             elif isinstance(event, Usage):
                 self._count(event)
+            elif isinstance(event, Restarted):
+                self._metrics.restarts.inc()
 
     def _count(self, usage: Usage) -> None:
         counts = {

@@ -210,6 +210,23 @@ async def warm_up(replicas: Replicas) -> None:
     assert load.outcomes.right == load.outcomes.total, load.outcomes
 
 
+def test_later_turns_find_their_kv_cache(replicas: Replicas) -> None:
+    """Whichever language model a conversation began at."""
+    with httpx.Client(base_url=replicas.url, timeout=60) as client:
+        for number in range(6):
+            body: dict[str, Any] = {
+                "messages": user(image_part(sign("HOTEL")), text_part(SAY)),
+                "max_tokens": 48,
+                "temperature": 0,
+                "cache_salt": f"conversation {number}",
+            }
+            said = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+            assert said == "HOTEL"
+            body["messages"] += [{"role": "assistant", "content": said}, *user(text_part("Thank you!"))]
+            usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+            assert usage["prompt_tokens_details"]["cached_tokens"] > 0, f"conversation {number}"
+
+
 def test_one_of_each_dies_and_comes_back_under_load(replicas: Replicas) -> None:
     asyncio.run(warm_up(replicas))
     before = [descriptors(service) for service in replicas.survivors]

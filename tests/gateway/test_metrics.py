@@ -6,7 +6,7 @@ import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.events import Delta, Finished, Started, Usage
+from gateway.events import Delta, Finished, Restarted, Started, Usage
 from gateway.metrics import AnswerTimer, GatewayMetrics
 
 FIRST = "tessera_gateway_time_to_first_token_seconds"
@@ -54,6 +54,13 @@ def test_tokens_add_up_by_kind_over_answers() -> None:
     counts = {kind: found[f"tessera_gateway_tokens_total {kind}"] for kind in ("prompt", "image", "cached")}
     assert counts == {"prompt": 200, "image": 60, "cached": 120}
     assert found["tessera_gateway_tokens_total completion"] == 10
+
+
+def test_an_answer_that_begins_anew_is_counted() -> None:
+    metrics = GatewayMetrics()
+    AnswerTimer(metrics).observe([Restarted()])
+    AnswerTimer(metrics).observe([Started(7)])
+    assert samples(metrics)["tessera_gateway_restarts_total"] == 1
 
 
 def test_two_gateways_of_one_process_count_apart() -> None:
