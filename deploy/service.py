@@ -124,7 +124,7 @@ def encoder_command() -> ServiceCommand:
     from encoder_service.config import EncoderConfig
 
     def load_serve() -> Serve:
-        from encoder_service.servicer import serve
+        from encoder_service.process import serve
 
         return serve
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from encoder_service.media import ImageLimits
+from protos.ring import SHARED_MEMORY_DIR
 from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -58,6 +59,10 @@ class EncoderConfig:
     )
     idle_timeout_s: float = field(
         default=120.0, metadata={"help": "seconds that a stream with no tile to come may grant none"}
+    )
+    tile_ring_dir: str = field(
+        default=SHARED_MEMORY_DIR,
+        metadata={"help": "folder where front ends of this host share memory for tiles; empty: refused"},
     )
     image_limits: ImageLimits = field(default_factory=ImageLimits)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from encoder_service.tile_cache import TileCache
@@ -27,6 +27,8 @@ CACHE_EVICTIONS = Gauge(
     "tessera_encoder_cache_evictions", "Tiles that had to make room, since the start", ["tier"]
 )
 CACHE_BYTES = Gauge("tessera_encoder_cache_bytes", "Memory of cached tiles, in bytes", ["tier"])
+RINGS_ATTACHED = Gauge("tessera_encoder_rings_attached", "Front ends that share memory with this encoder")
+TILES_SENT = Counter("tessera_encoder_tiles_sent_total", "Tiles sent, by how they went", ["transport"])
 STAGE_SECONDS = Histogram(
     "tessera_encoder_stage_seconds",
     "Where the time of finished streams went, summed over their tiles",

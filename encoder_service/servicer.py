@@ -1,52 +1,45 @@
-"""Encoder of the contract: protobuf in, protobuf out, and the life of the service's process."""
+"""Encoder of the contract: Encode, Attach, GetModel."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import grpc
 import torch
+from PIL import Image
 
 from encoder_service import metrics
-from encoder_service.batcher import TileBatcher
+from encoder_service.batcher import Forward, TileBatcher
 from encoder_service.config import EncoderConfig
-from encoder_service.media import read_header
 from encoder_service.pixel_budget import PixelBudget
+from encoder_service.rings import Rings, SlotLease
+from encoder_service.stream_reader import Requests, StreamReader, read_grants
+from encoder_service.stream_writer import StreamWriter
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
-from encoder_service.tile_stream import FinishedTile, GrantedTile, Medium, TileStream, TileWorkers
-from encoder_service.tiling import TilingOptions, plan_tiles
-from encoder_service.vision import VisionEncoder
-from protos import encoder_pb2
-from protos.checkpoint import open_checkpoint
-from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
-from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest, Overloaded
-from protos.fingerprint import FingerprintBase, content_hash
-from protos.frames import EncodeEvent, TileFrame
-from protos.options import HEARTBEAT_INTERVAL_S, MAX_CHUNK_BYTES
+from encoder_service.tile_stream import Medium, TileStream, TileWorkers
+from encoder_service.tiling import Cutter, TilePlan
+from encoder_service.to_proto import done_to_proto, layout_to_proto
+from protos import encoder_pb2, tensor_pb2
+from protos.errors import Overloaded
+from protos.fingerprint import FingerprintBase
+from protos.frames import EncodeEvent
 from protos.preprocessing import Preprocessing
-from protos.server import Server, shutdown_signal
 from protos.statuses import rpc_errors
-from protos.tensors import dtype_to_proto, tensor_bytes
-
-if TYPE_CHECKING:
-    from encoder_service.cuda_vision import CudaVision
+from protos.tensors import dtype_to_proto
 
 RETRY_AFTER_S = 1.0
-# Tiles granted and not yet cut, of one stream: several times what the largest layout has.
-MAX_WAITING_GRANTS = 16_384
 
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Requests = AsyncIterator[encoder_pb2.EncodeRequest]
 
 
 class Vision(Protocol):
@@ -65,8 +58,20 @@ class Vision(Protocol):
         """uint8 [num_tiles, 3, S, S] -> [num_tiles, tokens_per_tile, hidden_size] on the host"""
 
 
+class Gpu(Protocol):
+    """A CudaVision: tiles are made and forwards are queued on a device of its own."""
+
+    makes_pillows_tiles: bool
+
+    def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter: ...
+
+    def launch(self, tiles: Sequence[torch.Tensor]) -> Forward: ...
+
+    def to_host(self, tile: torch.Tensor) -> torch.Tensor: ...
+
+
 class EncoderServicer:
-    """Encode, GetModel.
+    """Encode, Attach, GetModel.
 
     A stream ends when its upload stalls and when it has no tile to come and grants none for
     `idle_timeout_s`. A client that stays connected and does not read is not covered: grpc.aio blocks inside
@@ -75,14 +80,15 @@ class EncoderServicer:
     """
 
     def __init__(
-        self, config: EncoderConfig, base: FingerprintBase, vision: Vision, gpu: CudaVision | None = None
+        self, config: EncoderConfig, base: FingerprintBase, vision: Vision, gpu: Gpu | None = None
     ) -> None:
         """With `gpu`, tiles are made and forwards are queued there, and nothing calls `vision.encode`."""
         self._config = config
         self._preprocessing = vision.preprocessing
         self._hidden_size = vision.hidden_size
         self._dtype = dtype_to_proto(vision.dtype)
-        self._fingerprint = base.fingerprint(self._dtype, self._dtype)
+        payloads = dict.fromkeys((self._dtype, tensor_pb2.DTYPE_FLOAT8_E4M3))
+        self._fingerprints = {payload: base.fingerprint(self._dtype, payload) for payload in payloads}
         batch_tiles = config.batch_tiles("cpu" if gpu is None else "cuda")
         self._batcher = TileBatcher(
             vision.encode,
@@ -104,8 +110,8 @@ class EncoderServicer:
             batch_tiles=batch_tiles,
             make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
-        # A checkpoint whose own default is larger must stay usable with it.
-        self._max_tiles = max(config.max_tiles, self._preprocessing.max_tiles)
+        self._reader = StreamReader(config, self._preprocessing, self._workers, self._fingerprints)
+        self._rings = Rings(config.tile_ring_dir)
         self._stream_ids = count()
         self._streams_open = 0
 
@@ -116,6 +122,11 @@ class EncoderServicer:
         metrics.STREAMS_OPEN.set_function(lambda: self._streams_open)
         metrics.PIXEL_BYTES.set_function(lambda: self._workers.pixels.used_bytes)
         metrics.watch_tiles(self._cache, self._workers.flights)
+        metrics.RINGS_ATTACHED.set_function(lambda: len(self._rings))
+
+    def drain(self) -> None:
+        """Let Attach calls end with the last stream that uses their ring."""
+        self._rings.drain()
 
     def close(self) -> None:
         self._batcher.close()
@@ -128,31 +139,39 @@ class EncoderServicer:
         try:
             async with rpc_errors(context):
                 self._refuse_overload()
-                opening = await self._read_open(requests)
+                opening, payload_dtype = await self._reader.read_open(requests)
+                slots = self._rings.lease(opening.ring.nonce, opening.ring.stream, opening.ring.slots)
                 media: list[Medium] = []
                 tiles = TileStream(
                     next(self._stream_ids), media, self._workers, opening.priority, opening.cache_salt
                 )
+                writer = self._writer(tiles, media, slots, payload_dtype)
                 grants: asyncio.Task[None] | None = None
                 try:
-                    await self._read_media(
-                        opening, requests, partial(_add, media, tiles, opening.initial_credit)
-                    )
+                    add = partial(writer.add, opening.initial_credit)
+                    await self._reader.read_media(opening, payload_dtype, requests, add)
                     log.debug("%s: %d media", opening.request_id, len(media))
-                    yield encoder_pb2.EncodeResponse(layout=self._layout(media))
-                    grants = asyncio.create_task(_read_grants(requests, tiles, media))
-                    while (event := await self._next_event(tiles)) is not None:
+                    yield self._layout(media, payload_dtype, slots)
+                    grants = asyncio.create_task(read_grants(requests, tiles, media, slots))
+                    while (event := await writer.next_event()) is not None:
                         yield event
                 finally:
-                    if grants is not None:
-                        grants.cancel()
-                    await tiles.close()
-                    # Here, for a caller that has its tiles may be gone before it has heard that this is all.
-                    if tiles.timings.encode_ns:
-                        metrics.observe(tiles.timings)
-                yield _done(tiles, time.monotonic_ns() - start)
+                    await self._end(tiles, grants, slots)
+                yield done_to_proto(tiles.timings, time.monotonic_ns() - start)
         finally:
             self._streams_open -= 1
+
+    async def Attach(
+        self, request: encoder_pb2.AttachRequest, context: Context
+    ) -> AsyncIterator[encoder_pb2.AttachEvent]:
+        async with rpc_errors(context):
+            attached = self._rings.attach(request.name, request.nonce, request.num_slots, request.slot_bytes)
+            try:
+                yield encoder_pb2.AttachEvent(attached=encoder_pb2.Attached())
+                while ended := await attached.next_ended():
+                    yield encoder_pb2.AttachEvent(streams_ended=encoder_pb2.StreamsEnded(streams=ended))
+            finally:
+                self._rings.retire(attached)
 
     async def GetModel(
         self, request: encoder_pb2.GetEncoderModelRequest, context: Context
@@ -160,7 +179,7 @@ class EncoderServicer:
         limits, preprocessing = self._config.image_limits, self._preprocessing
         return encoder_pb2.GetEncoderModelResponse(
             model=self._config.model,
-            fingerprint=self._fingerprint,
+            fingerprint=self._fingerprints[self._dtype],
             compute_dtype=self._dtype,
             payload_dtype=self._dtype,
             hidden_size=self._hidden_size,
@@ -170,12 +189,13 @@ class EncoderServicer:
                 max_tiles=preprocessing.max_tiles,
                 use_thumbnail=preprocessing.use_thumbnail,
             ),
-            max_tiles=self._max_tiles,
+            max_tiles=self._reader.max_tiles,
             max_media=self._config.max_media,
             max_media_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
             tiles_queued=self._batcher.tiles_queued,
             streams_open=self._streams_open,
+            payload_dtypes=list(self._fingerprints),
         )
 
     def _refuse_overload(self) -> None:
@@ -185,261 +205,26 @@ class EncoderServicer:
                 f"{self._config.max_streams} streams are open already", retry_after_s=RETRY_AFTER_S
             )
 
-    async def _read_open(self, requests: Requests) -> encoder_pb2.Open:
-        request = await self._next_request(requests)
-        if request is None or request.WhichOneof("message") != "open":
-            raise InvalidRequest("the first message must be open", field="open")
-        opening = request.open
-        if opening.expected_fingerprint not in (b"", self._fingerprint):
-            raise FingerprintMismatch("this encoder holds another checkpoint", field="expected_fingerprint")
-        if self._dtype not in opening.payload_dtypes:
-            raise InvalidRequest("payload_dtypes lacks this encoder's encoding", field="payload_dtypes")
-        if encoder_pb2.TRANSPORT_INLINE not in opening.transports:
-            raise InvalidRequest("transports must contain INLINE", field="transports")
-        self._check_media(opening)
-        return opening
+    def _writer(
+        self, tiles: TileStream, media: list[Medium], slots: SlotLease, payload_dtype: tensor_pb2.DType
+    ) -> StreamWriter:
+        idle_timeout_s = self._config.idle_timeout_s
+        return StreamWriter(tiles, media, slots, self._workers, self._batcher, payload_dtype, idle_timeout_s)
 
-    def _check_media(self, opening: encoder_pb2.Open) -> None:
-        if not 1 <= len(opening.media) <= self._config.max_media:
-            raise InvalidRequest(
-                f"{len(opening.media)} media, must be in [1, {self._config.max_media}]", field="media"
-            )
-        if sum(medium.num_bytes for medium in opening.media) > self._config.max_stream_bytes:
-            raise InvalidRequest(f"more than {self._config.max_stream_bytes} bytes of media", field="media")
-        for index, medium in enumerate(opening.media):
-            field = f"media[{index}]"
-            if medium.kind != encoder_pb2.MEDIA_KIND_IMAGE:
-                raise InvalidRequest("only pictures are supported", field=f"{field}.kind")
-            if medium.num_bytes > self._config.image_limits.max_bytes:
-                raise InvalidRequest(
-                    f"the picture has {medium.num_bytes} bytes, "
-                    f"at most {self._config.image_limits.max_bytes} are allowed",
-                    field=f"{field}.data",
-                )
-
-    async def _read_media(
-        self, opening: encoder_pb2.Open, requests: Requests, add: Callable[[Medium], None]
-    ) -> None:
-        """Take the chunks and read the headers; `add` gets each picture in order, while the next one comes.
-
-        Raises:
-            InvalidRequest: a picture is refused: the first that is, once all have come.
-        """
-        adding: list[asyncio.Task[None]] = []
-        try:
-            for index, announced in enumerate(opening.media):
-                data = await self._read_data(requests, index, announced.num_bytes)
-                read = partial(self._read_header, index, announced, data)
-                before = adding[-1] if adding else None
-                adding.append(asyncio.create_task(self._add_medium(read, before, add)))
-            for task in adding:
-                await task
-        finally:
-            for task in adding:
-                task.cancel()
-            await asyncio.gather(*adding, return_exceptions=True)
-
-    async def _add_medium(
-        self, read: partial[Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
-    ) -> None:
-        medium = await self._workers.in_thread(read)
-        if before is not None:
-            await before
-        add(medium)
-
-    async def _read_data(self, requests: Requests, medium: int, num_bytes: int) -> bytes:
-        chunks: list[bytes] = []
-        while num_bytes:
-            chunks.append(await self._read_chunk(requests, medium, num_bytes))
-            num_bytes -= len(chunks[-1])
-        return b"".join(chunks)  # of one chunk no copy
-
-    async def _read_chunk(self, requests: Requests, medium: int, room: int) -> bytes:
-        """The next bytes of a medium, of which `room` are missing."""
-        field = f"media[{medium}].data"
-        request = await self._next_request(requests)
-        if request is None or request.WhichOneof("message") != "chunk":
-            raise InvalidRequest("the picture's bytes are incomplete", field=field)
-        data = request.chunk.data
-        if request.chunk.medium != medium:
-            raise InvalidRequest(f"a chunk of medium {request.chunk.medium} came too early", field=field)
-        if not 1 <= len(data) <= MAX_CHUNK_BYTES:
-            raise InvalidRequest(
-                f"a chunk has {len(data)} bytes, must be in [1, {MAX_CHUNK_BYTES}]", field=field
-            )
-        if len(data) > room:
-            raise InvalidRequest("more bytes came than were announced", field=field)
-        return data
-
-    def _read_header(self, index: int, medium: encoder_pb2.Medium, data: bytes) -> Medium:
-        options = self._tiling(medium.tiling, f"media[{index}].tiling")
-        header = read_header(data, self._config.image_limits, f"media[{index}].data")
-        return Medium(
-            data=data,
-            width=header.width,
-            height=header.height,
-            decode_bytes=header.decode_bytes,
-            plan=plan_tiles(header.width, header.height, options, self._preprocessing.image_size),
-            content_hash=content_hash(
-                data, options.min_tiles, options.max_tiles, options.use_thumbnail, self._fingerprint
-            ),
-        )
-
-    def _tiling(self, tiling: encoder_pb2.TilingOptions, field: str) -> TilingOptions:
-        defaults = self._preprocessing
-        max_tiles = tiling.max_tiles if tiling.HasField("max_tiles") else defaults.max_tiles
-        min_tiles = tiling.min_tiles if tiling.HasField("min_tiles") else min(defaults.min_tiles, max_tiles)
-        if not 1 <= max_tiles <= self._max_tiles:
-            raise InvalidRequest(
-                f"max_tiles is {max_tiles}, must be in [1, {self._max_tiles}]", field=f"{field}.max_tiles"
-            )
-        if not 1 <= min_tiles <= max_tiles:
-            raise InvalidRequest(
-                f"min_tiles is {min_tiles}, must be in [1, {max_tiles}]", field=f"{field}.min_tiles"
-            )
-        thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else defaults.use_thumbnail
-        return TilingOptions(min_tiles, max_tiles, thumbnail)
-
-    async def _next_request(self, requests: Requests) -> encoder_pb2.EncodeRequest | None:
-        try:
-            async with asyncio.timeout(self._config.upload_timeout_s):
-                return await anext(requests, None)
-        except TimeoutError:
-            raise DeadlineExceeded("the stream's upload stalled") from None
-
-    async def _next_event(self, tiles: TileStream) -> EncodeEvent | None:
-        """The next tile, a heartbeat when none came for a while, None at the end.
-
-        Raises:
-            DeadlineExceeded: the client has all that it granted and grants no more.
-        """
-        try:
-            async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
-                finished = await tiles.next_tile()
-        except TimeoutError:
-            if tiles.idle_s > self._config.idle_timeout_s:
-                limit = self._config.idle_timeout_s
-                raise DeadlineExceeded(f"no tile was granted for {limit:g} s", field="grant") from None
-            return self._heartbeat()
-        return None if finished is None else _tile(finished)
-
-    def _heartbeat(self) -> encoder_pb2.EncodeResponse:
-        heartbeat = encoder_pb2.Heartbeat(
-            forwards_done=self._batcher.forwards_done, tiles_queued=self._batcher.tiles_queued
-        )
-        return encoder_pb2.EncodeResponse(heartbeat=heartbeat)
-
-    def _layout(self, media: list[Medium]) -> encoder_pb2.Layout:
+    def _layout(
+        self, media: list[Medium], payload_dtype: tensor_pb2.DType, slots: SlotLease
+    ) -> encoder_pb2.EncodeResponse:
+        transport = encoder_pb2.TRANSPORT_SHARED_MEMORY if slots.has_ring else encoder_pb2.TRANSPORT_INLINE
         tokens = self._preprocessing.tokens_per_tile
-        layouts = [
-            encoder_pb2.MediumLayout(
-                content_hash=medium.content_hash,
-                width=medium.width,
-                height=medium.height,
-                columns=medium.plan.columns,
-                rows=medium.plan.rows,
-                has_thumbnail=medium.plan.has_thumbnail,
-                tokens_per_tile=[tokens] * medium.plan.num_tiles,
-                final=True,
-            )
-            for medium in media
-        ]
-        return encoder_pb2.Layout(
-            media=layouts,
-            hidden_size=self._hidden_size,
-            dtype=self._dtype,
-            transport=encoder_pb2.TRANSPORT_INLINE,
-        )
+        return layout_to_proto(media, tokens, self._hidden_size, payload_dtype, transport)
 
-
-def _add(media: list[Medium], tiles: TileStream, initial_credit: int, medium: Medium) -> None:
-    """The next picture of a stream; its tiles within the initial credit are granted."""
-    left = max(initial_credit - sum(other.plan.num_tiles for other in media), 0)
-    granted = [GrantedTile(len(media), tile) for tile in range(min(medium.plan.num_tiles, left))]
-    media.append(medium)
-    tiles.grant(granted)
-
-
-async def _read_grants(requests: Requests, tiles: TileStream, media: list[Medium]) -> None:
-    """Feed grants until the client half-closes."""
-    try:
-        async for request in requests:
-            if request.WhichOneof("message") != "grant":
-                raise InvalidRequest("only grants may follow the media", field="grant")
-            for number, granted in enumerate(request.grant.tiles):
-                tiles.grant(_granted_tiles(granted, media, f"grant.tiles[{number}]"))
-                if tiles.num_waiting > MAX_WAITING_GRANTS:
-                    raise InvalidRequest(
-                        f"more than {MAX_WAITING_GRANTS} granted tiles wait", field=f"grant.tiles[{number}]"
-                    )
-    except Exception as error:
-        tiles.fail(error)
-    else:
-        tiles.end_grants()
-
-
-def _granted_tiles(granted: encoder_pb2.TileRange, media: list[Medium], field: str) -> list[GrantedTile]:
-    end = granted.first_tile + granted.num_tiles
-    if granted.medium >= len(media) or not granted.num_tiles or end > media[granted.medium].plan.num_tiles:
-        raise InvalidRequest("no such tiles", field=field)
-    return [GrantedTile(granted.medium, tile) for tile in range(granted.first_tile, end)]
-
-
-def _tile(finished: FinishedTile) -> TileFrame:
-    tile = encoder_pb2.Tile(
-        medium=finished.granted.medium,
-        tile=finished.granted.tile,
-        num_tokens=finished.embeds.shape[0],
-    )
-    return TileFrame(tile, tensor_bytes(finished.embeds))
-
-
-def _done(tiles: TileStream, total_ns: int) -> encoder_pb2.EncodeResponse:
-    timings = encoder_pb2.EncodeTimings(
-        decode_ns=tiles.timings.decode_ns,
-        tile_ns=tiles.timings.tile_ns,
-        queue_ns=tiles.timings.queue_ns,
-        encode_ns=tiles.timings.encode_ns,
-        total_ns=total_ns,
-    )
-    return encoder_pb2.EncodeResponse(done=encoder_pb2.Done(timings=timings))
-
-
-async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
-    """Run the service until SIGTERM or SIGINT.
-
-    Raises:
-        CheckpointError, ValueError, OSError: it cannot start as configured.
-    """
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
-    device = _resolve_device(config.device)
-    vision = await asyncio.to_thread(VisionEncoder.load, checkpoint, device, config.dtype, config.load_format)
-    gpu = await asyncio.to_thread(_prepare_gpu, vision, config) if device.type == "cuda" else None
-    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, gpu)
-    server = Server(config.server, [SERVICE_NAME])
-    add_encoder_servicer(servicer, server.grpc)
-    servicer.watch_load()
-    port = await server.start()
-    shutdown = shutdown_signal()
-    try:
-        await server.set_serving()
-        log.info("encoder ready: %s on %s", vision.dtype, vision.device)
-        on_ready(port)
-        await shutdown.wait()
-    finally:
-        await server.stop()
-        servicer.close()
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but PyTorch sees no GPU")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _prepare_gpu(vision: VisionEncoder, config: EncoderConfig) -> CudaVision:
-    from encoder_service.cuda_vision import CudaVision  # loads Triton
-
-    return CudaVision(vision, config.batch_tiles("cuda"), config.device_cache_mib << 20)
+    async def _end(self, tiles: TileStream, grants: asyncio.Task[None] | None, slots: SlotLease) -> None:
+        try:
+            if grants is not None:
+                grants.cancel()
+            await tiles.close()
+            # Here, for a caller that has its tiles may be gone before it has heard that this is all.
+            if tiles.timings.encode_ns:
+                metrics.observe(tiles.timings)
+        finally:
+            slots.close()

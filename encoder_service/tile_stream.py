@@ -162,6 +162,14 @@ class TileStream:
         """How long the consumer has had every granted tile and has granted no other."""
         return 0.0 if self._num_outstanding or self._is_complete else time.monotonic() - self._active_at
 
+    @property
+    def has_tile(self) -> bool:
+        """`next_tile` would return one without waiting."""
+        if self._failure is not None or not self._begun:
+            return False
+        future = self._begun[0].claim.result
+        return future.done() and not future.cancelled() and future.exception() is None
+
     def grant(self, tiles: Sequence[GrantedTile]) -> None:
         self._granted.extend(tiles)
         self._num_outstanding += len(tiles)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from protos.channel import ClientTlsConfig
 from protos.directory import parse_target
 from protos.options import HEARTBEAT_INTERVAL_S, MAX_MESSAGE_BYTES
+from protos.ring import SHARED_MEMORY_DIR
 from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -15,6 +16,8 @@ DEVICES = ("auto", "cpu", "cuda")
 ATTENTION_BACKENDS = ("auto", "sdpa", "cuda", "flash-attn")
 CUDA_GRAPHS = ("auto", "off")
 QUANTIZATIONS = ("none", "fp8", "fp8-head")
+TILE_TRANSPORTS = ("auto", "inline")
+TILE_PAYLOADS = ("auto", "fp8")
 GENERATION_CONFIGS = ("auto", "none")
 # Beside the pictures a request has text and settings.
 MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (1 << 20)
@@ -133,6 +136,27 @@ class EncoderPoolConfig:
         metadata={"help": "encoders, HOST:PORT or dns:///NAME:PORT, separated by commas"},
     )
     encoder_tls: ClientTlsConfig = field(default_factory=ClientTlsConfig, metadata={"prefix": "encoder-tls-"})
+    tile_transport: str = field(
+        default="auto",
+        metadata={
+            "help": "how visual tokens come; auto: through shared memory from encoders on this host, "
+            "inline from others; inline: always in gRPC messages"
+        },
+    )
+    tile_ring_mib: int = field(
+        default=128,
+        metadata={"help": "shared memory for tiles on their way from one encoder to this process, MiB"},
+    )
+    tile_ring_dir: str = field(
+        default=SHARED_MEMORY_DIR, metadata={"help": "folder of that memory; encoders must have the same"}
+    )
+    tile_payload: str = field(
+        default="auto",
+        metadata={
+            "help": "element type of visual tokens on their way; auto: the encoder's; fp8: 8 bits with a "
+            "scale for each token, which halves the way and changes the tokens a little"
+        },
+    )
     initial_credit: int = field(
         default=16, metadata={"help": "tiles of a new picture that an encoder may send before it is asked"}
     )
@@ -149,6 +173,9 @@ class EncoderPoolConfig:
     )
 
     def __post_init__(self) -> None:
+        _require_one_of("tile_transport", self.tile_transport, TILE_TRANSPORTS)
+        _require_one_of("tile_payload", self.tile_payload, TILE_PAYLOADS)
+        _require_at_least("tile_ring_mib", self.tile_ring_mib, 1)
         _require_at_least("initial_credit", self.initial_credit, 0)
         if self.heartbeat_timeout_s <= HEARTBEAT_INTERVAL_S:
             raise ValueError(

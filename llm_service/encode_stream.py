@@ -14,13 +14,15 @@ import torch
 
 from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderConnection
+from llm_service.tile_ring import RingLease
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
 from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import MAX_CHUNK_BYTES
+from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
-from protos.statuses import error_from_rpc
+from protos.statuses import carries_our_details, error_from_rpc
 from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_bytes
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
@@ -60,6 +62,12 @@ class TileId:
     tile: int
 
 
+# Lends slots without granting tiles.
+LEND = TileId(-1, -1)
+# Two messages' tiles: one is read while the encoder fills the other.
+SLOTS_OF_STREAM = 8
+
+
 class EncodeStream:
     """Open, read, close; a failed one is thrown away.  Transport failures are raised as Unavailable."""
 
@@ -76,8 +84,12 @@ class EncodeStream:
         self._pictures = pictures
         self._hidden_size = hidden_size
         self._granted: asyncio.Queue[TileId | None] = asyncio.Queue()  # None: half-close
+        self._relent: list[int] = []  # slots that go back to the encoder with the next message
         self._due: set[TileId] = set()  # granted or credited, not here yet
+        self._lease: RingLease | None = None
         self._layouts: list[PictureLayout] = []
+        quantized = (tensor_pb2.DTYPE_FLOAT8_E4M3,) if config.tile_payload == "fp8" else ()
+        self._payload_dtypes = (*PAYLOAD_DTYPES, *quantized)  # the fingerprint says which of them we mean
         self._dtype = torch.float32
         self._call: EncodeCall | None = None
         self._ending = _Ending()
@@ -97,7 +109,10 @@ class EncodeStream:
         Raises:
             ServingError: what the encoder refused; Unavailable when it does not answer properly.
         """
-        request = self._open_message(dict(metadata), cache_salt, priority, initial_credit)
+        ring = self.connection.ring
+        self._lease = None if ring is None else ring.lease()
+        slots = self._take_slots(self._most_tiles(initial_credit))
+        request = self._open_message(dict(metadata), cache_salt, priority, initial_credit, slots)
         self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
         self._call.add_done_callback(self._ending.note)
         try:
@@ -136,6 +151,8 @@ class EncodeStream:
     async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[tuple[TileId, torch.Tensor]]:
         """Yield (tile, [num_tokens, hidden_size]) until Done; `is_waiting` says whether one is missed.
 
+        A tensor is valid until the next one is asked for.
+
         Raises:
             Unavailable: the encoder is gone, silent, or sends what was not asked for.
             DeadlineExceeded: it lives, but no tile comes.
@@ -143,9 +160,14 @@ class EncodeStream:
         self._is_waiting = is_waiting
         while True:
             event = await self._read()
-            if isinstance(event, TileFrame):
-                yield self._accept_tile(event)
-            elif event.WhichOneof("event") == "done":
+            for frame in _frames(event):
+                yield self._accept_tile(frame)
+                self._return_slot(frame)
+            if self._relent:
+                self._granted.put_nowait(LEND)
+            if isinstance(event, encoder_pb2.EncodeResponse) and event.WhichOneof("event") == "done":
+                if self._lease is not None:
+                    self._lease.give_back_all()
                 if self.is_open or self._due:
                     raise Unavailable("the encoder was done too early")
                 return
@@ -164,9 +186,42 @@ class EncodeStream:
         self._granted.put_nowait(None)
         if self._call is not None:
             self._call.cancel()
+        if self._lease is not None:
+            self._lease.close()
+
+    def _most_tiles(self, initial_credit: int) -> int:
+        """That the initial credit can cover, as long as the layout is not known."""
+        return min(
+            initial_credit, sum(picture.max_tiles + picture.use_thumbnail for picture in self._pictures)
+        )
+
+    def _take_slots(self, num_due: int) -> list[int]:
+        """Slots beside those that it has, for a stream of which so many tiles are due.
+
+        The fewer there are, the fewer each gets: one goes round more slowly than eight, but far faster than
+        messages with tiles inside.
+        """
+        if self._lease is None:
+            return []
+        share = max(self._lease.num_free // SLOTS_OF_STREAM, 1)
+        return self._lease.take(min(num_due, SLOTS_OF_STREAM, share) - self._lease.num_lent)
+
+    def _return_slot(self, frame: TileFrame) -> None:
+        """A tile's slot has been read: the encoder has it again while it needs it."""
+        if self._lease is None or not frame.tile.HasField("slot"):
+            return
+        if len(self._due) >= self._lease.num_lent:
+            self._relent.append(frame.tile.slot)
+        else:
+            self._lease.give_back([frame.tile.slot])
 
     def _open_message(
-        self, metadata: dict[str, str], cache_salt: bytes, priority: int, initial_credit: int
+        self,
+        metadata: dict[str, str],
+        cache_salt: bytes,
+        priority: int,
+        initial_credit: int,
+        slots: Sequence[int],
     ) -> encoder_pb2.EncodeRequest:
         media = [
             encoder_pb2.Medium(
@@ -183,13 +238,17 @@ class EncodeStream:
         opening = encoder_pb2.Open(
             request_id=metadata.get("x-request-id", ""),
             media=media,
-            payload_dtypes=PAYLOAD_DTYPES,
+            payload_dtypes=self._payload_dtypes,
             transports=[encoder_pb2.TRANSPORT_INLINE],
             initial_credit=initial_credit,
             cache_salt=cache_salt,
             priority=priority,
             expected_fingerprint=self._pictures[0].fingerprint,
         )
+        if self._lease is not None:
+            opening.transports.append(encoder_pb2.TRANSPORT_SHARED_MEMORY)
+            opening.ring.nonce, opening.ring.stream = self._lease.nonce, self._lease.stream
+            opening.ring.slots.extend(slots)
         return encoder_pb2.EncodeRequest(open=opening)
 
     async def _requests(self, opening: encoder_pb2.EncodeRequest) -> AsyncIterator[encoder_pb2.EncodeRequest]:
@@ -199,21 +258,24 @@ class EncodeStream:
                 data = picture.data[start : start + MAX_CHUNK_BYTES]
                 chunk = encoder_pb2.MediaChunk(medium=medium, data=data)
                 yield encoder_pb2.EncodeRequest(chunk=chunk)
-        while tiles := await self._next_granted():
-            yield encoder_pb2.EncodeRequest(grant=encoder_pb2.Grant(tiles=_ranges(tiles)))
+        while (tiles := await self._next_granted()) is not None:
+            slots, self._relent = self._relent, []
+            slots += self._take_slots(len(self._due))
+            if tiles or slots:
+                yield encoder_pb2.EncodeRequest(grant=encoder_pb2.Grant(tiles=_ranges(tiles), slots=slots))
 
-    async def _next_granted(self) -> list[TileId]:
-        """All that was granted since the last message: a step of the engine costs one.  [] at the end."""
+    async def _next_granted(self) -> list[TileId] | None:
+        """All that was granted since the last message: a step of the engine costs one.  None at the end."""
         tiles: list[TileId] = []
         tile = await self._granted.get()
         while tile is not None:
-            tiles.append(tile)
+            if tile is not LEND:
+                tiles.append(tile)
             if self._granted.empty():
                 return tiles
             tile = self._granted.get_nowait()
-        if tiles:
-            self._granted.put_nowait(None)  # for the next time
-        return tiles
+        self._granted.put_nowait(None)  # for the next time
+        return tiles or None
 
     async def _read(self) -> EncodeEvent:
         assert self._call is not None
@@ -235,6 +297,9 @@ class EncodeStream:
         if self._verdict is not None:
             return self._verdict
         end = self._ending.error or rpc_error
+        # The encoder's handler has ended with this status, and with it what could write.
+        if self._lease is not None and carries_our_details(end):
+            self._lease.give_back_all()
         if end.code() is grpc.StatusCode.OK or end.details() == WRITE_FAILED:
             return Unavailable("the encoder ended the stream too early")
         error = error_from_rpc(end)
@@ -249,12 +314,16 @@ class EncodeStream:
         hashes = [medium.content_hash for medium in layout.media]
         if hashes != [picture.content_hash for picture in self._pictures]:
             raise Unavailable("the encoder laid out other pictures than it was sent")
-        if layout.hidden_size != self._hidden_size or layout.dtype not in PAYLOAD_DTYPES:
+        if layout.hidden_size != self._hidden_size or layout.dtype not in self._payload_dtypes:
             raise Unavailable("the encoder's visual tokens do not fit the language model")
         if self.connection.payload_dtype not in (None, layout.dtype):
             raise Unavailable("the encoder's visual tokens are of another type than it announced")
         if not all(medium.final and medium.tokens_per_tile for medium in layout.media):
             raise Unavailable("the encoder's layout is not final")
+        if layout.transport == encoder_pb2.TRANSPORT_INLINE and self._lease is not None:
+            self._lease.give_back_all()
+            self._lease.close()
+            self._lease = None
         self._dtype = dtype_from_proto(layout.dtype)
         self._layouts = [PictureLayout(tuple(medium.tokens_per_tile)) for medium in layout.media]
 
@@ -267,16 +336,37 @@ class EncodeStream:
 
     def _accept_tile(self, frame: TileFrame) -> tuple[TileId, torch.Tensor]:
         tile = TileId(frame.tile.medium, frame.tile.tile)
-        try:
-            expected = self._layouts[tile.medium].tokens_per_tile[tile.tile]
-            embeds = tensor_from_bytes(frame.payload, self._dtype, (expected, self._hidden_size))
-        except (IndexError, TensorFormatError):
-            raise Unavailable("the encoder sent a malformed tile") from None
         if tile not in self._due:
             raise Unavailable("the encoder sent a tile that nobody asked for")
+        try:
+            embeds = self._embeds(tile, self._payload(frame, tile))
+        except TensorFormatError:
+            raise Unavailable("the encoder sent a malformed tile") from None
         self._due.remove(tile)
         self._last_tile_s = time.monotonic()
         return tile, embeds
+
+    def _payload(self, frame: TileFrame, tile: TileId) -> memoryview:
+        """Where the tile's bytes are: in a slot of this stream, or in the message."""
+        num_tokens = self._num_tokens(tile)
+        if frame.tile.num_tokens != num_tokens:
+            raise TensorFormatError(f"{frame.tile.num_tokens} tokens instead of {num_tokens}")
+        if not frame.tile.HasField("slot"):
+            return frame.payload
+        num_bytes = payload_bytes(self._dtype, num_tokens, self._hidden_size)
+        view = None if self._lease is None else self._lease.view(frame.tile.slot, num_bytes)
+        if view is None or frame.tile.slot in self._relent:
+            raise TensorFormatError("the tile is in no slot of its stream")
+        return view
+
+    def _embeds(self, tile: TileId, payload: memoryview) -> torch.Tensor:
+        num_tokens = self._num_tokens(tile)
+        if self._dtype is torch.float8_e4m3fn:
+            return dequantize(payload, num_tokens, self._hidden_size)
+        return tensor_from_bytes(payload, self._dtype, (num_tokens, self._hidden_size))
+
+    def _num_tokens(self, tile: TileId) -> int:
+        return self._layouts[tile.medium].tokens_per_tile[tile.tile]
 
     async def _watch(self) -> None:
         """Give the encoder up when it is silent, or alive but without a tile for too long.
@@ -309,6 +399,13 @@ def _ranges(tiles: Sequence[TileId]) -> list[encoder_pb2.TileRange]:
         else:
             ranges.append(encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1))
     return ranges
+
+
+def _frames(event: EncodeEvent) -> Sequence[TileFrame]:
+    """The tiles that it brings."""
+    if isinstance(event, TileFrame):
+        return [event]
+    return [TileFrame(tile, memoryview(b"")) for tile in event.tiles.tiles]
 
 
 class _Ending:

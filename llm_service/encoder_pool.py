@@ -6,17 +6,22 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
 from llm_service.config import EncoderPoolConfig
-from protos import encoder_pb2
+from llm_service.ring_client import RingClient
+from llm_service.tile_ring import TileRing
+from protos import encoder_pb2, tensor_pb2
 from protos.channel import is_serving, open_channel
 from protos.directory import Directory, Lookup, Replica, look_up
 from protos.encoder_rpc import SERVICE_NAME, EncoderStub
 from protos.errors import FingerprintMismatch, ServingError, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.placement import Load, choose
+from protos.ring import sweep
+from protos.tensors import dtype_from_proto
 
 POLL_INTERVAL_S = 0.5
 POLL_TIMEOUT_S = 2.0
@@ -53,6 +58,8 @@ class EncoderConnection:
         self._base = base
         self._channel = open_channel(target, config.encoder_tls, server_name)
         self.stub = EncoderStub(self._channel)
+        self._rings = RingClient(target, self.stub, config)
+        self._wants_fp8 = config.tile_payload == "fp8"
         self._polling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -62,6 +69,7 @@ class EncoderConnection:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])
+        await self._rings.close()
         await self._channel.close()
 
     async def close_when_idle(self) -> None:
@@ -75,6 +83,12 @@ class EncoderConnection:
     def mark_dead(self) -> None:
         """A stream to it failed; the next poll may bring it back."""
         self.model = None
+        self._rings.drop()
+
+    @property
+    def ring(self) -> TileRing | None:
+        """For the tiles of a new stream."""
+        return self._rings.ring
 
     async def poll(self) -> None:
         """Ask once and remember the answer.  An encoder that drains says that it is not serving."""
@@ -98,8 +112,18 @@ class EncoderConnection:
             return
         if self.model is None:
             log.info("encoder %s is ready", self.target)
-        self.mismatch, self.payload_dtype = False, response.payload_dtype
-        self.model = EncoderModel(response.fingerprint)
+        self.mismatch = False
+        self._accept(response)
+
+    def _accept(self, response: encoder_pb2.GetEncoderModelResponse) -> None:
+        """It holds our checkpoint: take its tiles in its encoding, or in 8 bits where that is wanted."""
+        self.payload_dtype, fingerprint = response.payload_dtype, response.fingerprint
+        if self._wants_fp8 and tensor_pb2.DTYPE_FLOAT8_E4M3 in response.payload_dtypes:
+            self.payload_dtype = tensor_pb2.DTYPE_FLOAT8_E4M3
+            fingerprint = self._base.fingerprint(response.compute_dtype, self.payload_dtype)
+        self.model = EncoderModel(fingerprint)
+        element_bytes = dtype_from_proto(response.payload_dtype).itemsize
+        self._rings.ensure(response.tokens_per_tile * response.hidden_size * element_bytes)
 
     def _lose(self, why: str) -> None:
         if self.model is not None:
@@ -130,6 +154,8 @@ class EncoderPool:
         self._follow(self._directory.replicas)
 
     def start(self) -> None:
+        if self.config.tile_transport == "auto":
+            sweep(Path(self.config.tile_ring_dir))
         self._is_started = True
         self._directory.start()
         for connection in self.connections:

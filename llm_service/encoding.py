@@ -278,7 +278,7 @@ class Encoding:
             self._wanted.remove(tile)
             self._deliver(tile, embeds)
         elif part.is_open:  # else nobody waits for it any more
-            self._early[tile] = embeds.clone()  # valid only now
+            self._early[tile] = embeds.clone()  # its slot must not wait for the engine
 
     def _deliver(self, tile: TileId, embeds: torch.Tensor) -> None:
         self.last_tile_ns = time.monotonic_ns()

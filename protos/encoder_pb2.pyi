@@ -12,6 +12,7 @@ class Transport(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TRANSPORT_UNSPECIFIED: _ClassVar[Transport]
     TRANSPORT_INLINE: _ClassVar[Transport]
+    TRANSPORT_SHARED_MEMORY: _ClassVar[Transport]
 
 class MediaKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -19,6 +20,7 @@ class MediaKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MEDIA_KIND_IMAGE: _ClassVar[MediaKind]
 TRANSPORT_UNSPECIFIED: Transport
 TRANSPORT_INLINE: Transport
+TRANSPORT_SHARED_MEMORY: Transport
 MEDIA_KIND_UNSPECIFIED: MediaKind
 MEDIA_KIND_IMAGE: MediaKind
 
@@ -33,7 +35,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., chunk: _Optional[_Union[MediaChunk, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request_id", "media", "payload_dtypes", "transports", "initial_credit", "cache_salt", "priority", "expected_fingerprint")
+    __slots__ = ("request_id", "media", "payload_dtypes", "transports", "initial_credit", "cache_salt", "priority", "expected_fingerprint", "ring")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_DTYPES_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +44,7 @@ class Open(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    RING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     media: _containers.RepeatedCompositeFieldContainer[Medium]
     payload_dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.DType]
@@ -50,7 +53,18 @@ class Open(_message.Message):
     cache_salt: bytes
     priority: int
     expected_fingerprint: bytes
-    def __init__(self, request_id: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Medium, _Mapping]]] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., transports: _Optional[_Iterable[_Union[Transport, str]]] = ..., initial_credit: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., priority: _Optional[int] = ..., expected_fingerprint: _Optional[bytes] = ...) -> None: ...
+    ring: OpenRing
+    def __init__(self, request_id: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Medium, _Mapping]]] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., transports: _Optional[_Iterable[_Union[Transport, str]]] = ..., initial_credit: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., priority: _Optional[int] = ..., expected_fingerprint: _Optional[bytes] = ..., ring: _Optional[_Union[OpenRing, _Mapping]] = ...) -> None: ...
+
+class OpenRing(_message.Message):
+    __slots__ = ("nonce", "stream", "slots")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    stream: int
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, nonce: _Optional[bytes] = ..., stream: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Medium(_message.Message):
     __slots__ = ("kind", "num_bytes", "tiling")
@@ -81,10 +95,12 @@ class MediaChunk(_message.Message):
     def __init__(self, medium: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("tiles",)
+    __slots__ = ("tiles", "slots")
     TILES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     tiles: _containers.RepeatedCompositeFieldContainer[TileRange]
-    def __init__(self, tiles: _Optional[_Iterable[_Union[TileRange, _Mapping]]] = ...) -> None: ...
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tiles: _Optional[_Iterable[_Union[TileRange, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TileRange(_message.Message):
     __slots__ = ("medium", "first_tile", "num_tiles")
@@ -97,16 +113,18 @@ class TileRange(_message.Message):
     def __init__(self, medium: _Optional[int] = ..., first_tile: _Optional[int] = ..., num_tiles: _Optional[int] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("layout", "heartbeat", "done", "tile")
+    __slots__ = ("layout", "heartbeat", "done", "tiles", "tile")
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
     TILE_FIELD_NUMBER: _ClassVar[int]
     layout: Layout
     heartbeat: Heartbeat
     done: Done
+    tiles: TilesInSlots
     tile: Tile
-    def __init__(self, layout: _Optional[_Union[Layout, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., tile: _Optional[_Union[Tile, _Mapping]] = ...) -> None: ...
+    def __init__(self, layout: _Optional[_Union[Layout, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., tiles: _Optional[_Union[TilesInSlots, _Mapping]] = ..., tile: _Optional[_Union[Tile, _Mapping]] = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("media", "hidden_size", "dtype", "transport")
@@ -141,16 +159,24 @@ class MediumLayout(_message.Message):
     def __init__(self, content_hash: _Optional[bytes] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., columns: _Optional[int] = ..., rows: _Optional[int] = ..., has_thumbnail: bool = ..., tokens_per_tile: _Optional[_Iterable[int]] = ..., final: bool = ...) -> None: ...
 
 class Tile(_message.Message):
-    __slots__ = ("medium", "tile", "num_tokens", "data")
+    __slots__ = ("medium", "tile", "num_tokens", "slot", "data")
     MEDIUM_FIELD_NUMBER: _ClassVar[int]
     TILE_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     medium: int
     tile: int
     num_tokens: int
+    slot: int
     data: bytes
-    def __init__(self, medium: _Optional[int] = ..., tile: _Optional[int] = ..., num_tokens: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, medium: _Optional[int] = ..., tile: _Optional[int] = ..., num_tokens: _Optional[int] = ..., slot: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class TilesInSlots(_message.Message):
+    __slots__ = ("tiles",)
+    TILES_FIELD_NUMBER: _ClassVar[int]
+    tiles: _containers.RepeatedCompositeFieldContainer[Tile]
+    def __init__(self, tiles: _Optional[_Iterable[_Union[Tile, _Mapping]]] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("forwards_done", "tiles_queued")
@@ -180,12 +206,42 @@ class EncodeTimings(_message.Message):
     total_ns: int
     def __init__(self, decode_ns: _Optional[int] = ..., tile_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
 
+class AttachRequest(_message.Message):
+    __slots__ = ("name", "nonce", "num_slots", "slot_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    nonce: bytes
+    num_slots: int
+    slot_bytes: int
+    def __init__(self, name: _Optional[str] = ..., nonce: _Optional[bytes] = ..., num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ...) -> None: ...
+
+class AttachEvent(_message.Message):
+    __slots__ = ("attached", "streams_ended")
+    ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_ENDED_FIELD_NUMBER: _ClassVar[int]
+    attached: Attached
+    streams_ended: StreamsEnded
+    def __init__(self, attached: _Optional[_Union[Attached, _Mapping]] = ..., streams_ended: _Optional[_Union[StreamsEnded, _Mapping]] = ...) -> None: ...
+
+class Attached(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StreamsEnded(_message.Message):
+    __slots__ = ("streams",)
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    streams: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, streams: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class GetEncoderModelRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetEncoderModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "compute_dtype", "payload_dtype", "hidden_size", "tokens_per_tile", "tiling", "max_tiles", "max_media", "max_media_bytes", "max_pixels", "tiles_queued", "streams_open")
+    __slots__ = ("model", "fingerprint", "compute_dtype", "payload_dtype", "hidden_size", "tokens_per_tile", "tiling", "max_tiles", "max_media", "max_media_bytes", "max_pixels", "tiles_queued", "streams_open", "payload_dtypes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +255,7 @@ class GetEncoderModelResponse(_message.Message):
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     TILES_QUEUED_FIELD_NUMBER: _ClassVar[int]
     STREAMS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_DTYPES_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: bytes
     compute_dtype: _tensor_pb2.DType
@@ -212,4 +269,5 @@ class GetEncoderModelResponse(_message.Message):
     max_pixels: int
     tiles_queued: int
     streams_open: int
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., compute_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., payload_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., max_media: _Optional[int] = ..., max_media_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., tiles_queued: _Optional[int] = ..., streams_open: _Optional[int] = ...) -> None: ...
+    payload_dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.DType]
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., compute_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., payload_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., max_media: _Optional[int] = ..., max_media_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., tiles_queued: _Optional[int] = ..., streams_open: _Optional[int] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ...) -> None: ...

@@ -39,6 +39,11 @@ class EncoderStub(object):
                 request_serializer=protos_dot_encoder__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=protos_dot_encoder__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.Attach = channel.unary_stream(
+                '/tessera.v1.Encoder/Attach',
+                request_serializer=protos_dot_encoder__pb2.AttachRequest.SerializeToString,
+                response_deserializer=protos_dot_encoder__pb2.AttachEvent.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/tessera.v1.Encoder/GetModel',
                 request_serializer=protos_dot_encoder__pb2.GetEncoderModelRequest.SerializeToString,
@@ -51,6 +56,14 @@ class EncoderServicer(object):
 
     def Encode(self, request_iterator, context):
         """Turns the media of one request into visual tokens, tile by tile, under the client's grants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attach(self, request, context):
+        """Lends the encoder a ring of slots in shared memory for tiles; the call lives as long as the ring.
+        NOT_FOUND when the encoder cannot reach it, as on another host: tiles come inline then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +83,11 @@ def add_EncoderServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=protos_dot_encoder__pb2.EncodeRequest.FromString,
                     response_serializer=protos_dot_encoder__pb2.EncodeResponse.SerializeToString,
+            ),
+            'Attach': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=protos_dot_encoder__pb2.AttachRequest.FromString,
+                    response_serializer=protos_dot_encoder__pb2.AttachEvent.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -104,6 +122,33 @@ class Encoder(object):
             '/tessera.v1.Encoder/Encode',
             protos_dot_encoder__pb2.EncodeRequest.SerializeToString,
             protos_dot_encoder__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tessera.v1.Encoder/Attach',
+            protos_dot_encoder__pb2.AttachRequest.SerializeToString,
+            protos_dot_encoder__pb2.AttachEvent.FromString,
             options,
             channel_credentials,
             insecure,

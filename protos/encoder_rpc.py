@@ -12,6 +12,7 @@ from protos.frames import EncodeEvent, deserialize_event, serialize_event
 
 SERVICE_NAME = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"].full_name
 
+AttachCall = grpc.aio.UnaryStreamCall[encoder_pb2.AttachRequest, encoder_pb2.AttachEvent]
 EncodeCall = grpc.aio.StreamStreamCall[encoder_pb2.EncodeRequest, EncodeEvent]
 
 
@@ -21,6 +22,12 @@ class EncoderServicer(Protocol):
         requests: AsyncIterator[encoder_pb2.EncodeRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[EncodeEvent]: ...
+
+    def Attach(
+        self,
+        request: encoder_pb2.AttachRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[encoder_pb2.AttachEvent]: ...
 
     async def GetModel(
         self,
@@ -36,6 +43,11 @@ def add_encoder_servicer(servicer: EncoderServicer, server: grpc.aio.Server) -> 
             servicer.Encode,
             request_deserializer=encoder_pb2.EncodeRequest.FromString,
             response_serializer=serialize_event,
+        ),
+        "Attach": grpc.unary_stream_rpc_method_handler(
+            servicer.Attach,
+            request_deserializer=encoder_pb2.AttachRequest.FromString,
+            response_serializer=encoder_pb2.AttachEvent.SerializeToString,
         ),
         "GetModel": grpc.unary_unary_rpc_method_handler(
             servicer.GetModel,

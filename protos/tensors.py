@@ -59,6 +59,8 @@ def tensor_from_bytes(
         raise TensorFormatError(f"{len(data)} bytes cannot be {dtype} of shape {shape}")
     if numel == 0:  # frombuffer refuses empty buffers
         return torch.empty(shape, dtype=dtype)
+    if not memoryview(data).readonly:
+        return torch.frombuffer(data, dtype=dtype).view(shape)
     with warnings.catch_warnings():  # read-only buffers are what arrives from the wire
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(data, dtype=dtype).view(shape)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -108,8 +109,8 @@ def wait_idle(llm: ServiceProcess, timeout_s: float = 5.0) -> None:
 class Stack:
     """Encoder, language model and gateway of one checkpoint, as processes on free ports."""
 
-    def __init__(self, checkpoint: Path, *llm_arguments: str) -> None:
-        self.encoder = ServiceProcess("encoder", str(checkpoint), "--port", "0")
+    def __init__(self, checkpoint: Path, *llm_arguments: str, encoder_arguments: Sequence[str] = ()) -> None:
+        self.encoder = ServiceProcess("encoder", str(checkpoint), "--port", "0", *encoder_arguments)
         self.llm = ServiceProcess(
             "llm", str(checkpoint), "--port", "0", "--encoders", self.encoder.address, *llm_arguments
         )

@@ -19,6 +19,8 @@ PACKAGES = ("protos", *SERVICES, "deploy")
 # The only modules outside protos/ that see protobuf messages: servicers, clients, translations.
 WIRE_MODULES = {
     "encoder_service.servicer",
+    "encoder_service.stream_reader",
+    "encoder_service.stream_writer",
     "encoder_service.to_proto",
     "encoder_service.from_proto",
     "llm_service.servicer",
@@ -26,6 +28,7 @@ WIRE_MODULES = {
     "llm_service.from_proto",
     "llm_service.encode_stream",
     "llm_service.encoder_pool",
+    "llm_service.ring_client",
     "gateway.translate",
     "gateway.llm_client",
     "gateway.llm_target",
@@ -131,7 +134,7 @@ import sys
 from pathlib import Path
 
 sys.modules["transformers"] = None
-import encoder_service.servicer, llm_service.engine, llm_service.engine_process, llm_service.servicer
+import encoder_service.process, llm_service.engine, llm_service.engine_process, llm_service.servicer
 from llm_service.prompt import ImagePart, Message, PromptBuilder, TextPart
 from llm_service.tokenizer import load_tokenizer
 from protos.checkpoint import open_checkpoint
@@ -171,7 +174,7 @@ def test_bookkeeping_knows_neither_tensors_nor_io(name: str) -> None:
 
 @pytest.mark.parametrize(
     "process",
-    ["encoder_service.servicer", "llm_service.servicer", "llm_service.engine_process", "deploy.cli"],
+    ["encoder_service.process", "llm_service.servicer", "llm_service.engine_process", "deploy.cli"],
 )
 def test_no_process_loads_cuda_only_packages_before_it_knows_its_device(process: str) -> None:
     assert not top_level(loaded_with(process)) & {"flash_attn", "flashinfer", "triton"}

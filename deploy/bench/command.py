@@ -14,7 +14,8 @@ from pathlib import Path
 from deploy.bench.machine import processor
 from deploy.cli import UsageError
 
-PARTS = ("transport", "decode", "front-end", "overlap")
+PARTS = ("transport", "decode", "front-end", "overlap", "payload")
+DEFAULT_PARTS = PARTS[:4]
 DTYPES = ("bfloat16", "float32")
 
 
@@ -32,7 +33,9 @@ class BenchCommand:
             "--dtypes", default=",".join(DTYPES), help="element types of the decode (default: %(default)s)"
         )
         parser.add_argument(
-            "--parts", default=",".join(PARTS), help="what is measured (default: %(default)s)"
+            "--parts",
+            default=",".join(DEFAULT_PARTS),
+            help=f"what is measured, of {', '.join(PARTS)} (default: %(default)s)",
         )
         parser.add_argument(
             "--front-ends",
@@ -56,7 +59,7 @@ class BenchCommand:
                 raise UsageError(f"argument --parts: {part!r} is none of {', '.join(PARTS)}")
         if re.fullmatch(r"[1-9]\d*:[1-9]\d*", arguments.front_ends) is None:
             raise UsageError(f"argument --front-ends: {arguments.front_ends!r} is not like 2:4")
-        from deploy.bench import decode, front_end, overlap, transport
+        from deploy.bench import decode, front_end, overlap, payload, transport
         from deploy.random_checkpoint import INTERNVIT_300M_QWEN3_600M, write_random_checkpoint
 
         print(_machine(arguments.threads))
@@ -75,6 +78,8 @@ class BenchCommand:
                 reached.append(front_end.run(folder, num_servers=int(servers), num_workers=int(workers)))
             if "overlap" in parts:
                 reached.append(overlap.run_on_cores(Path(scratch) / "overlap"))
+            if "payload" in parts:
+                reached.append(payload.run())
         return 0 if all(reached) else 1
 
 

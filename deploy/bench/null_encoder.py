@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import uvloop
+from PIL import Image
 
+from encoder_service.batcher import ForwardResult
 from encoder_service.config import EncoderConfig
 from encoder_service.servicer import EncoderServicer
+from encoder_service.tiling import Cutter, TilePlan
 from protos.checkpoint import open_checkpoint
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
@@ -44,17 +49,44 @@ class NullVision:
     hidden_size = HIDDEN_SIZE
     dtype = torch.bfloat16
 
-    def __init__(self, max_batch_tiles: int) -> None:
-        self._embeds = torch.randn(max_batch_tiles, TOKENS_PER_TILE, HIDDEN_SIZE).to(self.dtype)
-
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        return self._embeds[: len(tiles)]
+        raise AssertionError("NullGpu encodes")
+
+
+class NullGpu:
+    """What a GPU leaves to the rest of the service: finished tiles in host memory, one by one."""
+
+    makes_pillows_tiles = True
+
+    def __init__(self, max_batch_tiles: int) -> None:
+        self._embeds = list(torch.randn(max_batch_tiles, TOKENS_PER_TILE, HIDDEN_SIZE).bfloat16())
+        self._tile = torch.zeros(3, TILE_SIDE, TILE_SIDE, dtype=torch.uint8)
+
+    def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter:
+        return self
+
+    def cut(self, tiles: Sequence[int]) -> list[torch.Tensor]:
+        return [self._tile] * len(tiles)
+
+    def launch(self, tiles: Sequence[torch.Tensor]) -> NullForward:
+        return NullForward(self._embeds[: len(tiles)])
+
+    def to_host(self, tile: torch.Tensor) -> torch.Tensor:
+        return tile
+
+
+@dataclass(frozen=True)
+class NullForward:
+    embeds: list[torch.Tensor]
+
+    def result(self) -> ForwardResult:
+        return ForwardResult(self.embeds, 0, 0)
 
 
 async def main(folder: Path) -> None:
-    config = EncoderConfig(host_cache_mib=0)  # every tile is made and sent
+    config = EncoderConfig(host_cache_mib=0, device_cache_mib=0)  # every tile is made and sent
     base = FingerprintBase(open_checkpoint(str(folder)))
-    servicer = EncoderServicer(config, base, NullVision(config.batch_tiles("cpu")))
+    servicer = EncoderServicer(config, base, NullVision(), NullGpu(config.batch_tiles("cuda")))
     server = Server(ServerConfig(), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     port = await server.start()

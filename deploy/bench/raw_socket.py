@@ -34,6 +34,11 @@ class RawSocket:
         port = int(self._process.stdout.readline())
         self._connection = socket.create_connection(("127.0.0.1", port))
 
+    @property
+    def pid(self) -> int:
+        """Of the sender."""
+        return self._process.pid
+
     def __enter__(self) -> RawSocket:
         return self
 

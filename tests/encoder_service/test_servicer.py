@@ -452,7 +452,7 @@ BAD_STREAMS: dict[str, tuple[Sequence[encoder_pb2.EncodeRequest], str]] = {
     "an unknown kind": ((opening([], media=media(10, kind=77)),), "media[0].kind"),
     "no dtype": ((opening([PICTURE], payload_dtypes=[]),), "payload_dtypes"),
     "another dtype": (
-        (opening([PICTURE], payload_dtypes=[tensor_pb2.DTYPE_FLOAT8_E4M3, 99]),),
+        (opening([PICTURE], payload_dtypes=[tensor_pb2.DTYPE_FLOAT8_E5M2, 99]),),
         "payload_dtypes",
     ),
     "no transport": ((opening([PICTURE], transports=[]),), "transports"),

@@ -16,7 +16,7 @@ from llm_service.encode_stream import Picture, TileId
 from protos import encoder_pb2 as pb
 from protos import tensor_pb2
 from protos.encoder_rpc import add_encoder_servicer
-from protos.errors import InvalidRequest
+from protos.errors import InvalidRequest, NotFound
 from protos.fingerprint import content_hash
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import SHARED_OPTIONS
@@ -201,6 +201,7 @@ class ScriptedEncoder:
         self.num_tiles = num_tiles
         self.fingerprint = FINGERPRINT
         self.tiles_queued = 0
+        self.takes_rings = False
         self.sides: list[EncoderSide] = []
         self.port = 0
         self._server: grpc.aio.Server | None = None
@@ -222,6 +223,13 @@ class ScriptedEncoder:
         finally:
             side.ended.set()
 
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> AsyncIterator[pb.AttachEvent]:
+        async with rpc_errors(context):
+            if not self.takes_rings:
+                raise NotFound("this encoder takes no rings")
+            yield pb.AttachEvent(attached=pb.Attached())
+            await hang()
+
     async def GetModel(
         self, request: pb.GetEncoderModelRequest, context: Context
     ) -> pb.GetEncoderModelResponse:
@@ -230,6 +238,7 @@ class ScriptedEncoder:
             compute_dtype=tensor_pb2.DTYPE_FLOAT32,
             payload_dtype=tensor_pb2.DTYPE_FLOAT32,
             hidden_size=HIDDEN_SIZE,
+            tokens_per_tile=TOKENS_PER_TILE if self.takes_rings else 0,
             tiles_queued=self.tiles_queued,
         )
 

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -83,11 +84,13 @@ async def line(
     script: Script = WELL_BEHAVED,
     pictures: list[Picture] = PICTURES,
     num_tiles: int = 3,
+    takes_rings: bool = False,
     **config: Any,
 ) -> AsyncIterator[Line]:
     """Afterwards nothing may be left: no stream counted, no task, no call at the encoder."""
     before = asyncio.all_tasks()
     encoder = ScriptedEncoder(script, num_tiles)
+    encoder.takes_rings = takes_rings
     async with encoders(encoder) as [target]:
         settings = EncoderPoolConfig(encoders=(target,), **config)
         connection = EncoderConnection(target, settings, FixedBase())  # type: ignore[arg-type]
@@ -332,6 +335,12 @@ def frame(medium: int, tile: int, size: int = 16) -> TileFrame:
     return TileFrame(header, memoryview(b"\0" * size))
 
 
+def in_slots(*slots: int) -> encoder_pb2.EncodeResponse:
+    """Tiles (0, 1), (0, 2), ... in these slots."""
+    tiles = [encoder_pb2.Tile(tile=tile, num_tokens=4, slot=slot) for tile, slot in enumerate(slots, 1)]
+    return encoder_pb2.EncodeResponse(tiles=encoder_pb2.TilesInSlots(tiles=tiles))
+
+
 class TestBrokenProtocol:
     @pytest.mark.parametrize(
         "script",
@@ -343,6 +352,9 @@ class TestBrokenProtocol:
             after_layout(frame(0, 1, size=0)),
             after_layout(frame(0, 0)),
             after_layout(frame(1, 2)),
+            after_layout(TileFrame(encoder_pb2.Tile(tile=1, num_tokens=3), memoryview(bytes(16)))),
+            after_layout(TileFrame(encoder_pb2.Tile(tile=1, num_tokens=4, slot=0), memoryview(b""))),
+            after_layout(in_slots(0)),
             after_layout(done()),
             after_layout(),
         ],
@@ -354,6 +366,9 @@ class TestBrokenProtocol:
             "payload empty",
             "tile twice",
             "tile nobody asked for",
+            "number of tokens",
+            "a slot without a ring",
+            "slots without a ring",
             "early done",
             "early end with OK",
         ],
@@ -362,6 +377,26 @@ class TestBrokenProtocol:
         async with line(script) as it:
             await it.open(initial_credit=2)
             with of_kind(Unavailable, "encoder"):
+                await it.read(99)
+
+    @pytest.mark.parametrize("slots", [(8,), (255,), (1 << 31,), (0, 0)])
+    async def test_a_slot_that_was_not_lent(self, slots: tuple[int, ...], tmp_path: Path) -> None:
+        """With one that was, twice in one message: by then it has been read and may be lent again."""
+
+        async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            assert sorted(side.opening.ring.slots) == [0, 1, 2]
+            yield side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
+            yield side.tile(TileId(0, 0))
+            yield in_slots(*slots)
+            await hang()
+
+        config = {"tile_ring_dir": str(tmp_path), "tile_ring_mib": 1}
+        async with line(script, takes_rings=True, **config) as it:
+            while it.connection.ring is None:
+                await asyncio.sleep(0.005)
+            await it.open(initial_credit=3)
+            with of_kind(Unavailable, "malformed"):
                 await it.read(99)
 
     async def test_done_after_the_half_close_but_with_tiles_missing(self) -> None:

@@ -40,6 +40,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[encoder_pb2.EncodeRequest]
 
 
+def one_tile_each(event: EncodeEvent) -> list[EncodeEvent]:
+    if isinstance(event, TileFrame) or event.WhichOneof("event") != "tiles":
+        return [event]
+    tiles = [encoder_pb2.TilesInSlots(tiles=[tile]) for tile in event.tiles.tiles]
+    return [encoder_pb2.EncodeResponse(tiles=tile) for tile in tiles]
+
+
+def tile_of(event: EncodeEvent) -> encoder_pb2.Tile | None:
+    if isinstance(event, TileFrame):
+        return event.tile
+    return event.tiles.tiles[0] if event.tiles.tiles else None
+
+
 class ScriptedEncoder:
     """The real servicer; a script says when its tiles leave.  Counts calls and tiles."""
 
@@ -57,13 +70,21 @@ class ScriptedEncoder:
 
     async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:
         self.num_calls += 1
-        async for event in self._servicer.Encode(requests, context):
-            if isinstance(event, TileFrame):
-                self.num_tiles += 1
-                if event.tile.tile == self.withheld_tile:
-                    async for heartbeat in self._withhold():
-                        yield heartbeat
-                await asyncio.sleep(self._random.uniform(0, self.max_delay_s))
+        async for joined in self._servicer.Encode(requests, context):
+            for event in one_tile_each(joined):
+                tile = tile_of(event)
+                if tile is not None:
+                    self.num_tiles += 1
+                    if tile.tile == self.withheld_tile:
+                        async for heartbeat in self._withhold():
+                            yield heartbeat
+                    await asyncio.sleep(self._random.uniform(0, self.max_delay_s))
+                yield event
+
+    async def Attach(
+        self, request: encoder_pb2.AttachRequest, context: Context
+    ) -> AsyncIterator[encoder_pb2.AttachEvent]:
+        async for event in self._servicer.Attach(request, context):
             yield event
 
     async def GetModel(

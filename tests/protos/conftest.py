@@ -15,6 +15,7 @@ import pytest
 
 from protos import encoder_pb2
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
+from protos.errors import NotFound
 from protos.frames import EncodeEvent
 from protos.server import Server, ServerConfig
 from protos.statuses import rpc_errors
@@ -56,6 +57,13 @@ class ScriptedEncoder:
         async with rpc_errors(context):
             async for event in self.encode(requests):
                 yield event
+
+    async def Attach(
+        self, request: encoder_pb2.AttachRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[encoder_pb2.AttachEvent]:
+        async with rpc_errors(context):
+            raise NotFound("this encoder takes no rings")
+        yield encoder_pb2.AttachEvent()
 
 
 @asynccontextmanager
