@@ -142,6 +142,7 @@ async def pair(checkpoint: Path, folder: Path, hidden_size: int = 8, **config: A
     vision = ScriptedVision(hidden_size)
     encoder_dir = str(config.pop("encoder_dir", folder))
     async with serving(checkpoint, vision, tile_ring_dir=encoder_dir) as service:
+        await service.server.set_serving()
         settings = EncoderPoolConfig(
             encoders=(f"127.0.0.1:{service.server.port}",),
             tile_ring_dir=str(folder),
