@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from encoder_service.tile_cache import TileCache
@@ -27,6 +27,11 @@ CACHE_EVICTIONS = Gauge(
     "tessera_encoder_cache_evictions", "Tiles that had to make room, since the start", ["tier"]
 )
 CACHE_BYTES = Gauge("tessera_encoder_cache_bytes", "Memory of cached tiles, in bytes", ["tier"])
+DECODERS_ENDED = Counter(
+    "tessera_encoder_decoders_ended",
+    "Processes that decoded a video or document and were ended by it or because of it",
+    ["reason"],
+)
 STAGE_SECONDS = Histogram(
     "tessera_encoder_stage_seconds",
     "Where the time of finished streams went, summed over their tiles",

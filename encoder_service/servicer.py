@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -17,12 +17,16 @@ import torch
 from encoder_service import metrics
 from encoder_service.batcher import TileBatcher
 from encoder_service.config import EncoderConfig
-from encoder_service.media import read_header
+from encoder_service.containers import Containers
+from encoder_service.decode_job import StoredPart
+from encoder_service.from_proto import AnnouncedMedium, media_from_proto
+from encoder_service.media import ImageHeader, read_header
+from encoder_service.medium import Medium, Part
 from encoder_service.pixel_budget import PixelBudget
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
-from encoder_service.tile_stream import FinishedTile, GrantedTile, Medium, TileStream, TileWorkers
-from encoder_service.tiling import TilingOptions, plan_tiles
+from encoder_service.tile_stream import FinishedTile, GrantedTile, TileStream, TileWorkers
+from encoder_service.tiling import TilePlan, plan_tiles
 from encoder_service.vision import VisionEncoder
 from protos import encoder_pb2
 from protos.checkpoint import open_checkpoint
@@ -30,6 +34,7 @@ from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest, Overloaded
 from protos.fingerprint import FingerprintBase, content_hash
 from protos.frames import EncodeEvent, TileFrame
+from protos.media import FrameSampling, MediaKind
 from protos.options import HEARTBEAT_INTERVAL_S, MAX_CHUNK_BYTES
 from protos.preprocessing import Preprocessing
 from protos.server import Server, shutdown_signal
@@ -101,6 +106,7 @@ class EncoderServicer:
             threads=ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode"),
             image_size=self._preprocessing.image_size,
             image_limits=config.image_limits,
+            containers=Containers(config.container_limits),
             batch_tiles=batch_tiles,
             make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
@@ -120,6 +126,7 @@ class EncoderServicer:
     def close(self) -> None:
         self._batcher.close()
         self._cache.close()
+        self._workers.containers.close()
         self._workers.threads.shutdown(cancel_futures=True)
 
     async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:
@@ -129,6 +136,7 @@ class EncoderServicer:
             async with rpc_errors(context):
                 self._refuse_overload()
                 opening = await self._read_open(requests)
+                announced = media_from_proto(opening.media, self._config, self._preprocessing)
                 media: list[Medium] = []
                 tiles = TileStream(
                     next(self._stream_ids), media, self._workers, opening.priority, opening.cache_salt
@@ -136,7 +144,7 @@ class EncoderServicer:
                 grants: asyncio.Task[None] | None = None
                 try:
                     await self._read_media(
-                        opening, requests, partial(_add, media, tiles, opening.initial_credit)
+                        announced, requests, partial(_add, media, tiles, opening.initial_credit)
                     )
                     log.debug("%s: %d media", opening.request_id, len(media))
                     yield encoder_pb2.EncodeResponse(layout=self._layout(media))
@@ -158,6 +166,7 @@ class EncoderServicer:
         self, request: encoder_pb2.GetEncoderModelRequest, context: Context
     ) -> encoder_pb2.GetEncoderModelResponse:
         limits, preprocessing = self._config.image_limits, self._preprocessing
+        containers = self._config.container_limits
         return encoder_pb2.GetEncoderModelResponse(
             model=self._config.model,
             fingerprint=self._fingerprint,
@@ -174,6 +183,10 @@ class EncoderServicer:
             max_media=self._config.max_media,
             max_media_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
+            max_video_bytes=containers.max_video_bytes,
+            max_video_frames=containers.max_video_frames,
+            max_document_bytes=containers.max_document_bytes,
+            max_pages=containers.max_pages,
             tiles_queued=self._batcher.tiles_queued,
             streams_open=self._streams_open,
         )
@@ -196,56 +209,29 @@ class EncoderServicer:
             raise InvalidRequest("payload_dtypes lacks this encoder's encoding", field="payload_dtypes")
         if encoder_pb2.TRANSPORT_INLINE not in opening.transports:
             raise InvalidRequest("transports must contain INLINE", field="transports")
-        self._check_media(opening)
         return opening
 
-    def _check_media(self, opening: encoder_pb2.Open) -> None:
-        if not 1 <= len(opening.media) <= self._config.max_media:
-            raise InvalidRequest(
-                f"{len(opening.media)} media, must be in [1, {self._config.max_media}]", field="media"
-            )
-        if sum(medium.num_bytes for medium in opening.media) > self._config.max_stream_bytes:
-            raise InvalidRequest(f"more than {self._config.max_stream_bytes} bytes of media", field="media")
-        for index, medium in enumerate(opening.media):
-            field = f"media[{index}]"
-            if medium.kind != encoder_pb2.MEDIA_KIND_IMAGE:
-                raise InvalidRequest("only pictures are supported", field=f"{field}.kind")
-            if medium.num_bytes > self._config.image_limits.max_bytes:
-                raise InvalidRequest(
-                    f"the picture has {medium.num_bytes} bytes, "
-                    f"at most {self._config.image_limits.max_bytes} are allowed",
-                    field=f"{field}.data",
-                )
-
     async def _read_media(
-        self, opening: encoder_pb2.Open, requests: Requests, add: Callable[[Medium], None]
+        self, announced: Sequence[AnnouncedMedium], requests: Requests, add: Callable[[Medium], None]
     ) -> None:
-        """Take the chunks and read the headers; `add` gets each picture in order, while the next one comes.
+        """Take the chunks and read the headers; `add` gets each medium in order, while the next one comes.
 
         Raises:
-            InvalidRequest: a picture is refused: the first that is, once all have come.
+            InvalidRequest: a medium is refused: the first that is, once all have come.
         """
         adding: list[asyncio.Task[None]] = []
         try:
-            for index, announced in enumerate(opening.media):
-                data = await self._read_data(requests, index, announced.num_bytes)
-                read = partial(self._read_header, index, announced, data)
+            for index, medium in enumerate(announced):
+                data = await self._read_data(requests, index, medium.num_bytes)
+                read = self._read_header(f"media[{index}].data", medium, data)
                 before = adding[-1] if adding else None
-                adding.append(asyncio.create_task(self._add_medium(read, before, add)))
+                adding.append(asyncio.create_task(_add_medium(read, before, add)))
             for task in adding:
                 await task
         finally:
             for task in adding:
                 task.cancel()
             await asyncio.gather(*adding, return_exceptions=True)
-
-    async def _add_medium(
-        self, read: partial[Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
-    ) -> None:
-        medium = await self._workers.in_thread(read)
-        if before is not None:
-            await before
-        add(medium)
 
     async def _read_data(self, requests: Requests, medium: int, num_bytes: int) -> bytes:
         chunks: list[bytes] = []
@@ -259,7 +245,7 @@ class EncoderServicer:
         field = f"media[{medium}].data"
         request = await self._next_request(requests)
         if request is None or request.WhichOneof("message") != "chunk":
-            raise InvalidRequest("the picture's bytes are incomplete", field=field)
+            raise InvalidRequest("the medium's bytes are incomplete", field=field)
         data = request.chunk.data
         if request.chunk.medium != medium:
             raise InvalidRequest(f"a chunk of medium {request.chunk.medium} came too early", field=field)
@@ -271,34 +257,34 @@ class EncoderServicer:
             raise InvalidRequest("more bytes came than were announced", field=field)
         return data
 
-    def _read_header(self, index: int, medium: encoder_pb2.Medium, data: bytes) -> Medium:
-        options = self._tiling(medium.tiling, f"media[{index}].tiling")
-        header = read_header(data, self._config.image_limits, f"media[{index}].data")
-        return Medium(
-            data=data,
-            width=header.width,
-            height=header.height,
-            decode_bytes=header.decode_bytes,
-            plan=plan_tiles(header.width, header.height, options, self._preprocessing.image_size),
-            content_hash=content_hash(
-                data, options.min_tiles, options.max_tiles, options.use_thumbnail, self._fingerprint
-            ),
-        )
+    async def _read_header(self, field: str, announced: AnnouncedMedium, data: bytes) -> Medium:
+        if announced.kind is MediaKind.IMAGE:
+            return await self._workers.in_thread(partial(self._read_picture, field, announced, data))
+        sampling = announced.sampling or FrameSampling()
+        format, stored = await self._workers.containers.open(announced.kind, data, sampling, field)
+        parts = [Part(part.width, part.height, self._plan(announced, part), part) for part in stored]
+        digest = await self._workers.in_thread(partial(self._content_hash, announced, data))
+        return Medium.container(announced.kind, format, data, digest, parts)
 
-    def _tiling(self, tiling: encoder_pb2.TilingOptions, field: str) -> TilingOptions:
-        defaults = self._preprocessing
-        max_tiles = tiling.max_tiles if tiling.HasField("max_tiles") else defaults.max_tiles
-        min_tiles = tiling.min_tiles if tiling.HasField("min_tiles") else min(defaults.min_tiles, max_tiles)
-        if not 1 <= max_tiles <= self._max_tiles:
-            raise InvalidRequest(
-                f"max_tiles is {max_tiles}, must be in [1, {self._max_tiles}]", field=f"{field}.max_tiles"
-            )
-        if not 1 <= min_tiles <= max_tiles:
-            raise InvalidRequest(
-                f"min_tiles is {min_tiles}, must be in [1, {max_tiles}]", field=f"{field}.min_tiles"
-            )
-        thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else defaults.use_thumbnail
-        return TilingOptions(min_tiles, max_tiles, thumbnail)
+    def _read_picture(self, field: str, announced: AnnouncedMedium, data: bytes) -> Medium:
+        header = read_header(data, self._config.image_limits, field)
+        part = Part(header.width, header.height, self._plan(announced, header))
+        return Medium.picture(data, self._content_hash(announced, data), part, header.decode_bytes)
+
+    def _plan(self, announced: AnnouncedMedium, part: ImageHeader | StoredPart) -> TilePlan:
+        return plan_tiles(part.width, part.height, announced.tiling, self._preprocessing.image_size)
+
+    def _content_hash(self, announced: AnnouncedMedium, data: bytes) -> bytes:
+        tiling = announced.tiling
+        return content_hash(
+            data,
+            tiling.min_tiles,
+            tiling.max_tiles,
+            tiling.use_thumbnail,
+            self._fingerprint,
+            announced.kind,
+            announced.sampling,
+        )
 
     async def _next_request(self, requests: Requests) -> encoder_pb2.EncodeRequest | None:
         try:
@@ -331,31 +317,54 @@ class EncoderServicer:
 
     def _layout(self, media: list[Medium]) -> encoder_pb2.Layout:
         tokens = self._preprocessing.tokens_per_tile
-        layouts = [
-            encoder_pb2.MediumLayout(
-                content_hash=medium.content_hash,
-                width=medium.width,
-                height=medium.height,
-                columns=medium.plan.columns,
-                rows=medium.plan.rows,
-                has_thumbnail=medium.plan.has_thumbnail,
-                tokens_per_tile=[tokens] * medium.plan.num_tiles,
-                final=True,
-            )
-            for medium in media
-        ]
         return encoder_pb2.Layout(
-            media=layouts,
+            media=[_medium_layout(medium, tokens) for medium in media],
             hidden_size=self._hidden_size,
             dtype=self._dtype,
             transport=encoder_pb2.TRANSPORT_INLINE,
         )
 
 
+async def _add_medium(
+    read: Coroutine[None, None, Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
+) -> None:
+    medium = await read
+    if before is not None:
+        await before
+    add(medium)
+
+
+def _medium_layout(medium: Medium, tokens: int) -> encoder_pb2.MediumLayout:
+    first, *_ = medium.parts
+    return encoder_pb2.MediumLayout(
+        content_hash=medium.content_hash,
+        width=first.width,
+        height=first.height,
+        columns=first.plan.columns,
+        rows=first.plan.rows,
+        has_thumbnail=first.plan.has_thumbnail,
+        tokens_per_tile=[tokens] * medium.num_tiles,
+        final=True,
+        parts=[_part_layout(part, part.stored) for part in medium.parts if part.stored is not None],
+    )
+
+
+def _part_layout(part: Part, stored: StoredPart) -> encoder_pb2.PartLayout:
+    return encoder_pb2.PartLayout(
+        width=part.width,
+        height=part.height,
+        columns=part.plan.columns,
+        rows=part.plan.rows,
+        has_thumbnail=part.plan.has_thumbnail,
+        num_tiles=part.plan.num_tiles,
+        timestamp_s=stored.timestamp_s,
+    )
+
+
 def _add(media: list[Medium], tiles: TileStream, initial_credit: int, medium: Medium) -> None:
-    """The next picture of a stream; its tiles within the initial credit are granted."""
-    left = max(initial_credit - sum(other.plan.num_tiles for other in media), 0)
-    granted = [GrantedTile(len(media), tile) for tile in range(min(medium.plan.num_tiles, left))]
+    """The next medium of a stream; its tiles within the initial credit are granted."""
+    left = max(initial_credit - sum(other.num_tiles for other in media), 0)
+    granted = [GrantedTile(len(media), tile) for tile in range(min(medium.num_tiles, left))]
     media.append(medium)
     tiles.grant(granted)
 
@@ -380,7 +389,7 @@ async def _read_grants(requests: Requests, tiles: TileStream, media: list[Medium
 
 def _granted_tiles(granted: encoder_pb2.TileRange, media: list[Medium], field: str) -> list[GrantedTile]:
     end = granted.first_tile + granted.num_tiles
-    if granted.medium >= len(media) or not granted.num_tiles or end > media[granted.medium].plan.num_tiles:
+    if granted.medium >= len(media) or not granted.num_tiles or end > media[granted.medium].num_tiles:
         raise InvalidRequest("no such tiles", field=field)
     return [GrantedTile(granted.medium, tile) for tile in range(granted.first_tile, end)]
 

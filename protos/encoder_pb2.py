@@ -25,49 +25,53 @@ _sym_db = _symbol_database.Default()
 from protos import tensor_pb2 as protos_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/encoder.proto\x12\ntessera.v1\x1a\x13protos/tensor.proto\"\x89\x01\n\rEncodeRequest\x12 \n\x04open\x18\x01 \x01(\x0b\x32\x10.tessera.v1.OpenH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.tessera.v1.MediaChunkH\x00\x12\"\n\x05grant\x18\x03 \x01(\x0b\x32\x11.tessera.v1.GrantH\x00\x42\t\n\x07message\"\xef\x01\n\x04Open\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x05media\x18\x02 \x03(\x0b\x32\x12.tessera.v1.Medium\x12)\n\x0epayload_dtypes\x18\x03 \x03(\x0e\x32\x11.tessera.v1.DType\x12)\n\ntransports\x18\x04 \x03(\x0e\x32\x15.tessera.v1.Transport\x12\x16\n\x0einitial_credit\x18\x05 \x01(\r\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14\x65xpected_fingerprint\x18\x08 \x01(\x0c\"k\n\x06Medium\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.tessera.v1.MediaKind\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12)\n\x06tiling\x18\x04 \x01(\x0b\x32\x19.tessera.v1.TilingOptions\"\x89\x01\n\rTilingOptions\x12\x16\n\tmin_tiles\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tmax_tiles\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\ruse_thumbnail\x18\x03 \x01(\x08H\x02\x88\x01\x01\x42\x0c\n\n_min_tilesB\x0c\n\n_max_tilesB\x10\n\x0e_use_thumbnail\"*\n\nMediaChunk\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"-\n\x05Grant\x12$\n\x05tiles\x18\x01 \x03(\x0b\x32\x15.tessera.v1.TileRange\"B\n\tTileRange\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x12\n\nfirst_tile\x18\x02 \x01(\r\x12\x11\n\tnum_tiles\x18\x03 \x01(\r\"\xaf\x01\n\x0e\x45ncodeResponse\x12$\n\x06layout\x18\x01 \x01(\x0b\x32\x12.tessera.v1.LayoutH\x00\x12*\n\theartbeat\x18\x02 \x01(\x0b\x32\x15.tessera.v1.HeartbeatH\x00\x12 \n\x04\x64one\x18\x03 \x01(\x0b\x32\x10.tessera.v1.DoneH\x00\x12 \n\x04tile\x18\x0f \x01(\x0b\x32\x10.tessera.v1.TileH\x00\x42\x07\n\x05\x65vent\"\x92\x01\n\x06Layout\x12\'\n\x05media\x18\x01 \x03(\x0b\x32\x18.tessera.v1.MediumLayout\x12\x13\n\x0bhidden_size\x18\x02 \x01(\r\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.tessera.v1.DType\x12(\n\ttransport\x18\x04 \x01(\x0e\x32\x15.tessera.v1.Transport\"\xa1\x01\n\x0cMediumLayout\x12\x14\n\x0c\x63ontent_hash\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\r\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x15\n\rhas_thumbnail\x18\x06 \x01(\x08\x12\x17\n\x0ftokens_per_tile\x18\x07 \x03(\r\x12\r\n\x05\x66inal\x18\x08 \x01(\x08\"F\n\x04Tile\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x0c\n\x04tile\x18\x02 \x01(\r\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"8\n\tHeartbeat\x12\x15\n\rforwards_done\x18\x01 \x01(\x04\x12\x14\n\x0ctiles_queued\x18\x02 \x01(\r\"2\n\x04\x44one\x12*\n\x07timings\x18\x01 \x01(\x0b\x32\x19.tessera.v1.EncodeTimings\"j\n\rEncodeTimings\x12\x11\n\tdecode_ns\x18\x01 \x01(\x04\x12\x0f\n\x07tile_ns\x18\x02 \x01(\x04\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x11\n\tencode_ns\x18\x04 \x01(\x04\x12\x10\n\x08total_ns\x18\x05 \x01(\x04\"\x18\n\x16GetEncoderModelRequest\"\xe9\x02\n\x17GetEncoderModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12(\n\rcompute_dtype\x18\x03 \x01(\x0e\x32\x11.tessera.v1.DType\x12(\n\rpayload_dtype\x18\x04 \x01(\x0e\x32\x11.tessera.v1.DType\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x17\n\x0ftokens_per_tile\x18\x06 \x01(\r\x12)\n\x06tiling\x18\x07 \x01(\x0b\x32\x19.tessera.v1.TilingOptions\x12\x11\n\tmax_tiles\x18\x08 \x01(\r\x12\x11\n\tmax_media\x18\t \x01(\r\x12\x17\n\x0fmax_media_bytes\x18\n \x01(\x04\x12\x12\n\nmax_pixels\x18\x0b \x01(\x04\x12\x14\n\x0ctiles_queued\x18\x0c \x01(\r\x12\x14\n\x0cstreams_open\x18\r \x01(\r*<\n\tTransport\x12\x19\n\x15TRANSPORT_UNSPECIFIED\x10\x00\x12\x14\n\x10TRANSPORT_INLINE\x10\x01*=\n\tMediaKind\x12\x1a\n\x16MEDIA_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEDIA_KIND_IMAGE\x10\x01\x32\xa3\x01\n\x07\x45ncoder\x12\x43\n\x06\x45ncode\x12\x19.tessera.v1.EncodeRequest\x1a\x1a.tessera.v1.EncodeResponse(\x01\x30\x01\x12S\n\x08GetModel\x12\".tessera.v1.GetEncoderModelRequest\x1a#.tessera.v1.GetEncoderModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14protos/encoder.proto\x12\ntessera.v1\x1a\x13protos/tensor.proto\"\x89\x01\n\rEncodeRequest\x12 \n\x04open\x18\x01 \x01(\x0b\x32\x10.tessera.v1.OpenH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.tessera.v1.MediaChunkH\x00\x12\"\n\x05grant\x18\x03 \x01(\x0b\x32\x11.tessera.v1.GrantH\x00\x42\t\n\x07message\"\xef\x01\n\x04Open\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12!\n\x05media\x18\x02 \x03(\x0b\x32\x12.tessera.v1.Medium\x12)\n\x0epayload_dtypes\x18\x03 \x03(\x0e\x32\x11.tessera.v1.DType\x12)\n\ntransports\x18\x04 \x03(\x0e\x32\x15.tessera.v1.Transport\x12\x16\n\x0einitial_credit\x18\x05 \x01(\r\x12\x12\n\ncache_salt\x18\x06 \x01(\x0c\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x1c\n\x14\x65xpected_fingerprint\x18\x08 \x01(\x0c\"\x98\x01\n\x06Medium\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.tessera.v1.MediaKind\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12)\n\x06tiling\x18\x04 \x01(\x0b\x32\x19.tessera.v1.TilingOptions\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.tessera.v1.FrameSampling\"\x91\x01\n\rFrameSampling\x12\x17\n\nnum_frames\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07start_s\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05\x65nd_s\x18\x04 \x01(\x01H\x03\x88\x01\x01\x42\r\n\x0b_num_framesB\x06\n\x04_fpsB\n\n\x08_start_sB\x08\n\x06_end_s\"\x89\x01\n\rTilingOptions\x12\x16\n\tmin_tiles\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tmax_tiles\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1a\n\ruse_thumbnail\x18\x03 \x01(\x08H\x02\x88\x01\x01\x42\x0c\n\n_min_tilesB\x0c\n\n_max_tilesB\x10\n\x0e_use_thumbnail\"*\n\nMediaChunk\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"-\n\x05Grant\x12$\n\x05tiles\x18\x01 \x03(\x0b\x32\x15.tessera.v1.TileRange\"B\n\tTileRange\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x12\n\nfirst_tile\x18\x02 \x01(\r\x12\x11\n\tnum_tiles\x18\x03 \x01(\r\"\xaf\x01\n\x0e\x45ncodeResponse\x12$\n\x06layout\x18\x01 \x01(\x0b\x32\x12.tessera.v1.LayoutH\x00\x12*\n\theartbeat\x18\x02 \x01(\x0b\x32\x15.tessera.v1.HeartbeatH\x00\x12 \n\x04\x64one\x18\x03 \x01(\x0b\x32\x10.tessera.v1.DoneH\x00\x12 \n\x04tile\x18\x0f \x01(\x0b\x32\x10.tessera.v1.TileH\x00\x42\x07\n\x05\x65vent\"\x92\x01\n\x06Layout\x12\'\n\x05media\x18\x01 \x03(\x0b\x32\x18.tessera.v1.MediumLayout\x12\x13\n\x0bhidden_size\x18\x02 \x01(\r\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.tessera.v1.DType\x12(\n\ttransport\x18\x04 \x01(\x0e\x32\x15.tessera.v1.Transport\"\xc8\x01\n\x0cMediumLayout\x12\x14\n\x0c\x63ontent_hash\x18\x01 \x01(\x0c\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\r\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x15\n\rhas_thumbnail\x18\x06 \x01(\x08\x12\x17\n\x0ftokens_per_tile\x18\x07 \x03(\r\x12\r\n\x05\x66inal\x18\x08 \x01(\x08\x12%\n\x05parts\x18\t \x03(\x0b\x32\x16.tessera.v1.PartLayout\"\x89\x01\n\nPartLayout\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x15\n\rhas_thumbnail\x18\x05 \x01(\x08\x12\x11\n\tnum_tiles\x18\x06 \x01(\r\x12\x13\n\x0btimestamp_s\x18\x07 \x01(\x01\"F\n\x04Tile\x12\x0e\n\x06medium\x18\x01 \x01(\r\x12\x0c\n\x04tile\x18\x02 \x01(\r\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"8\n\tHeartbeat\x12\x15\n\rforwards_done\x18\x01 \x01(\x04\x12\x14\n\x0ctiles_queued\x18\x02 \x01(\r\"2\n\x04\x44one\x12*\n\x07timings\x18\x01 \x01(\x0b\x32\x19.tessera.v1.EncodeTimings\"j\n\rEncodeTimings\x12\x11\n\tdecode_ns\x18\x01 \x01(\x04\x12\x0f\n\x07tile_ns\x18\x02 \x01(\x04\x12\x10\n\x08queue_ns\x18\x03 \x01(\x04\x12\x11\n\tencode_ns\x18\x04 \x01(\x04\x12\x10\n\x08total_ns\x18\x05 \x01(\x04\"\x18\n\x16GetEncoderModelRequest\"\xcb\x03\n\x17GetEncoderModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\x12(\n\rcompute_dtype\x18\x03 \x01(\x0e\x32\x11.tessera.v1.DType\x12(\n\rpayload_dtype\x18\x04 \x01(\x0e\x32\x11.tessera.v1.DType\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x17\n\x0ftokens_per_tile\x18\x06 \x01(\r\x12)\n\x06tiling\x18\x07 \x01(\x0b\x32\x19.tessera.v1.TilingOptions\x12\x11\n\tmax_tiles\x18\x08 \x01(\r\x12\x11\n\tmax_media\x18\t \x01(\r\x12\x17\n\x0fmax_media_bytes\x18\n \x01(\x04\x12\x12\n\nmax_pixels\x18\x0b \x01(\x04\x12\x14\n\x0ctiles_queued\x18\x0c \x01(\r\x12\x14\n\x0cstreams_open\x18\r \x01(\r\x12\x17\n\x0fmax_video_bytes\x18\x0e \x01(\x04\x12\x18\n\x10max_video_frames\x18\x0f \x01(\r\x12\x1a\n\x12max_document_bytes\x18\x10 \x01(\x04\x12\x11\n\tmax_pages\x18\x11 \x01(\r*<\n\tTransport\x12\x19\n\x15TRANSPORT_UNSPECIFIED\x10\x00\x12\x14\n\x10TRANSPORT_INLINE\x10\x01*l\n\tMediaKind\x12\x1a\n\x16MEDIA_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEDIA_KIND_IMAGE\x10\x01\x12\x14\n\x10MEDIA_KIND_VIDEO\x10\x02\x12\x17\n\x13MEDIA_KIND_DOCUMENT\x10\x03\x32\xa3\x01\n\x07\x45ncoder\x12\x43\n\x06\x45ncode\x12\x19.tessera.v1.EncodeRequest\x1a\x1a.tessera.v1.EncodeResponse(\x01\x30\x01\x12S\n\x08GetModel\x12\".tessera.v1.GetEncoderModelRequest\x1a#.tessera.v1.GetEncoderModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRANSPORT']._serialized_start=2018
-  _globals['_TRANSPORT']._serialized_end=2078
-  _globals['_MEDIAKIND']._serialized_start=2080
-  _globals['_MEDIAKIND']._serialized_end=2141
+  _globals['_TRANSPORT']._serialized_start=2489
+  _globals['_TRANSPORT']._serialized_end=2549
+  _globals['_MEDIAKIND']._serialized_start=2551
+  _globals['_MEDIAKIND']._serialized_end=2659
   _globals['_ENCODEREQUEST']._serialized_start=58
   _globals['_ENCODEREQUEST']._serialized_end=195
   _globals['_OPEN']._serialized_start=198
   _globals['_OPEN']._serialized_end=437
-  _globals['_MEDIUM']._serialized_start=439
-  _globals['_MEDIUM']._serialized_end=546
-  _globals['_TILINGOPTIONS']._serialized_start=549
-  _globals['_TILINGOPTIONS']._serialized_end=686
-  _globals['_MEDIACHUNK']._serialized_start=688
-  _globals['_MEDIACHUNK']._serialized_end=730
-  _globals['_GRANT']._serialized_start=732
-  _globals['_GRANT']._serialized_end=777
-  _globals['_TILERANGE']._serialized_start=779
-  _globals['_TILERANGE']._serialized_end=845
-  _globals['_ENCODERESPONSE']._serialized_start=848
-  _globals['_ENCODERESPONSE']._serialized_end=1023
-  _globals['_LAYOUT']._serialized_start=1026
-  _globals['_LAYOUT']._serialized_end=1172
-  _globals['_MEDIUMLAYOUT']._serialized_start=1175
-  _globals['_MEDIUMLAYOUT']._serialized_end=1336
-  _globals['_TILE']._serialized_start=1338
-  _globals['_TILE']._serialized_end=1408
-  _globals['_HEARTBEAT']._serialized_start=1410
-  _globals['_HEARTBEAT']._serialized_end=1466
-  _globals['_DONE']._serialized_start=1468
-  _globals['_DONE']._serialized_end=1518
-  _globals['_ENCODETIMINGS']._serialized_start=1520
-  _globals['_ENCODETIMINGS']._serialized_end=1626
-  _globals['_GETENCODERMODELREQUEST']._serialized_start=1628
-  _globals['_GETENCODERMODELREQUEST']._serialized_end=1652
-  _globals['_GETENCODERMODELRESPONSE']._serialized_start=1655
-  _globals['_GETENCODERMODELRESPONSE']._serialized_end=2016
-  _globals['_ENCODER']._serialized_start=2144
-  _globals['_ENCODER']._serialized_end=2307
+  _globals['_MEDIUM']._serialized_start=440
+  _globals['_MEDIUM']._serialized_end=592
+  _globals['_FRAMESAMPLING']._serialized_start=595
+  _globals['_FRAMESAMPLING']._serialized_end=740
+  _globals['_TILINGOPTIONS']._serialized_start=743
+  _globals['_TILINGOPTIONS']._serialized_end=880
+  _globals['_MEDIACHUNK']._serialized_start=882
+  _globals['_MEDIACHUNK']._serialized_end=924
+  _globals['_GRANT']._serialized_start=926
+  _globals['_GRANT']._serialized_end=971
+  _globals['_TILERANGE']._serialized_start=973
+  _globals['_TILERANGE']._serialized_end=1039
+  _globals['_ENCODERESPONSE']._serialized_start=1042
+  _globals['_ENCODERESPONSE']._serialized_end=1217
+  _globals['_LAYOUT']._serialized_start=1220
+  _globals['_LAYOUT']._serialized_end=1366
+  _globals['_MEDIUMLAYOUT']._serialized_start=1369
+  _globals['_MEDIUMLAYOUT']._serialized_end=1569
+  _globals['_PARTLAYOUT']._serialized_start=1572
+  _globals['_PARTLAYOUT']._serialized_end=1709
+  _globals['_TILE']._serialized_start=1711
+  _globals['_TILE']._serialized_end=1781
+  _globals['_HEARTBEAT']._serialized_start=1783
+  _globals['_HEARTBEAT']._serialized_end=1839
+  _globals['_DONE']._serialized_start=1841
+  _globals['_DONE']._serialized_end=1891
+  _globals['_ENCODETIMINGS']._serialized_start=1893
+  _globals['_ENCODETIMINGS']._serialized_end=1999
+  _globals['_GETENCODERMODELREQUEST']._serialized_start=2001
+  _globals['_GETENCODERMODELREQUEST']._serialized_end=2025
+  _globals['_GETENCODERMODELRESPONSE']._serialized_start=2028
+  _globals['_GETENCODERMODELRESPONSE']._serialized_end=2487
+  _globals['_ENCODER']._serialized_start=2662
+  _globals['_ENCODER']._serialized_end=2825
 # @@protoc_insertion_point(module_scope)
