@@ -449,7 +449,8 @@ async def served(
 async def take_checked(stream: TileStream, *pictures: bytes) -> list[GrantedTile]:
     """All tiles; each has its own picture's embeddings."""
     cutters = [
-        TileCutter(decode_image(data, ImageLimits(), "data"), medium_of(data).plan, SIDE) for data in pictures
+        TileCutter(decode_image(data, ImageLimits(), "data"), medium_of(data).parts[0].plan, SIDE)
+        for data in pictures
     ]
     taken = []
     while (finished := await stream.next_tile()) is not None:
