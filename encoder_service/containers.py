@@ -45,9 +45,9 @@ class PartPixels:
 
 
 class Containers:
-    def __init__(self, limits: ContainerLimits) -> None:
+    def __init__(self, limits: ContainerLimits, processes: DecoderProcesses | None = None) -> None:
         self._limits = limits
-        self.processes = DecoderProcesses(limits)
+        self.processes = processes or DecoderProcesses(limits)
 
     def close(self) -> None:
         self.processes.close()

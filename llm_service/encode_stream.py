@@ -28,6 +28,8 @@ from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_byte
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
 TICK_S = 0.1
+# A network that moves less is taken for one that has failed.
+MIN_UPLOAD_BYTES_S = 8 << 20
 # Details of the status that grpc.aio makes up when a write fails.
 WRITE_FAILED = "Internal error from Core"
 
@@ -123,7 +125,7 @@ class EncodeStream:
         self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
         self._call.add_done_callback(self._ending.note)
         try:
-            async with asyncio.timeout(self._config.layout_timeout_s):
+            async with asyncio.timeout(self._layout_timeout_s):
                 event = await self._read()
         except TimeoutError:
             raise Unavailable("the encoder did not read the pictures' headers in time") from None
@@ -186,6 +188,12 @@ class EncodeStream:
         self._granted.put_nowait(None)
         if self._call is not None:
             self._call.cancel()
+
+    @property
+    def _layout_timeout_s(self) -> float:
+        """The media have to get there first, and those of a stream may be 100 MiB."""
+        num_bytes = sum(len(picture.data) for picture in self._pictures)
+        return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S
 
     def _open_message(
         self, metadata: dict[str, str], cache_salt: bytes, priority: int, initial_credit: int
