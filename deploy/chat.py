@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from deploy.cli import UsageError
-from deploy.completions import CompletionError, Completions, Message, user_message
+from deploy.completions import VIDEO_TYPES, CompletionError, Completions, Message, user_message
 from deploy.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_MODEL_NOTE
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-HELP = "/image PATH adds a picture to the next message, /new starts over, /quit or Ctrl-D ends"
+FILE_SUFFIXES = (*PICTURE_SUFFIXES, *VIDEO_TYPES, ".pdf")
+HELP = "/image PATH adds a picture, video or PDF to the next message, /new starts over, /quit or Ctrl-D ends"
 
 
 class Chat:
-    """The conversation so far.  Pictures wait until a message takes them along."""
+    """The conversation so far.  Files wait until a message takes them along."""
 
     def __init__(
         self, client: Completions, model: str, out: TextIO, system: str | None = None, **options: Any
@@ -35,7 +36,7 @@ class Chat:
     def start_over(self) -> None:
         """Forget everything but the system message."""
         self.messages: list[Message] = []
-        self.pictures: list[Path] = []
+        self.files: list[Path] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
 
@@ -43,9 +44,9 @@ class Chat:
         """Print the answer as it comes.  A question that failed leaves the conversation as it was.
 
         Raises:
-            CompletionError, OSError: refused or broken off; a picture cannot be read.
+            CompletionError, OSError: refused or broken off; a file cannot be read.
         """
-        question = user_message(text, self.pictures)
+        question = user_message(text, self.files)
         answer = ""
         pieces = self._client.stream(self._model, [*self.messages, question], **self._options)
         try:
@@ -58,7 +59,7 @@ class Chat:
         finally:
             print(file=self._out)
         self.messages += [question, {"role": "assistant", "content": answer}]
-        self.pictures = []
+        self.files = []
 
 
 class ChatCommand:
@@ -68,8 +69,8 @@ class ChatCommand:
         parser.add_argument(
             "words",
             nargs="*",
-            metavar="PICTURE|QUESTION",
-            help="picture files for the first message; with a question: answer it and end",
+            metavar="FILE|QUESTION",
+            help="pictures, videos and PDFs for the first message; with a question: answer it and end",
         )
         parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1", help="default: %(default)s")
         parser.add_argument("--model", help="id of the model (default: the first that the gateway names)")
@@ -81,12 +82,12 @@ class ChatCommand:
         parser.add_argument("--seed", type=int, metavar="INT", help="makes sampling repeatable")
 
     def run(self, arguments: argparse.Namespace) -> int:
-        pictures, question = sort_words(arguments.words)
+        files, question = sort_words(arguments.words)
         client = Completions(arguments.base_url)
         try:
             model = arguments.model or client.models()[0]
             chat = Chat(client, model, sys.stdout, arguments.system, **options_of(arguments))
-            chat.pictures = pictures
+            chat.files = files
             if question is not None:
                 chat.ask(question)
             else:
@@ -108,16 +109,16 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sort_words(words: list[str]) -> tuple[list[Path], str | None]:
-    """Pictures (existing files, or words that end like one) and the question, if there is one.
+    """Files (existing ones, or words that end like one) and the question, if there is one.
 
     Raises:
-        UsageError: a picture is missing, or there are two questions.
+        UsageError: a file is missing, or there are two questions.
     """
-    names = [word for word in words if word.lower().endswith(PICTURE_SUFFIXES) or _is_file(word)]
+    names = [word for word in words if word.lower().endswith(FILE_SUFFIXES) or _is_file(word)]
     questions = [word for word in words if word not in names]
     missing = [name for name in names if not _is_file(name)]
     if missing:
-        raise UsageError(f"no such picture: {missing[0]}")
+        raise UsageError(f"no such file: {missing[0]}")
     if len(questions) > 1:
         raise UsageError(f"one question at most (in quotes), got {questions}")
     return [Path(name) for name in names], questions[0] if questions else None
@@ -140,7 +141,7 @@ def converse(chat: Chat, lines: Iterator[str], note: Callable[[str], None]) -> N
         if word == "/new":
             chat.start_over()
         elif word == "/image":
-            _add_picture(chat, Path(rest.strip()).expanduser(), note)
+            _add_file(chat, Path(rest.strip()).expanduser(), note)
         elif word.startswith("/"):
             note(HELP)
         elif line.strip():
@@ -150,11 +151,11 @@ def converse(chat: Chat, lines: Iterator[str], note: Callable[[str], None]) -> N
                 note(str(error))
 
 
-def _add_picture(chat: Chat, path: Path, note: Callable[[str], None]) -> None:
+def _add_file(chat: Chat, path: Path, note: Callable[[str], None]) -> None:
     if not path.is_file():
-        note(f"no such picture: {path}")
+        note(f"no such file: {path}")
         return
-    chat.pictures.append(path)
+    chat.files.append(path)
     note(f"{path.name} goes with the next message")
 
 

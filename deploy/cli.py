@@ -14,8 +14,12 @@ from typing import Any, Protocol
 # `tessera gateway` needs no torch and `tessera --help` is instant.
 COMMANDS = {
     "serve": ("encoder, language model and gateway on this machine", "deploy.serve", "ServeCommand"),
-    "encoder": ("pictures in, visual tokens out (gRPC)", "deploy.service", "encoder_command"),
-    "llm": ("messages and pictures in, text out (gRPC)", "deploy.service", "llm_command"),
+    "encoder": (
+        "media in, visual tokens out (gRPC)",
+        "deploy.service",
+        "encoder_command",
+    ),
+    "llm": ("messages and media in, text out (gRPC)", "deploy.service", "llm_command"),
     "gateway": ("the OpenAI API in front of language models (HTTP)", "deploy.service", "gateway_command"),
     "chat": ("talk to a running gateway in the terminal", "deploy.chat", "ChatCommand"),
     "bench": ("measure decode and transport on this machine", "deploy.bench.command", "BenchCommand"),

@@ -18,6 +18,14 @@ import httpx
 # A first answer may wait for a long queue; a connection may not.
 TIMEOUT = httpx.Timeout(None, connect=5.0)
 
+# Not every system's table has them all.
+VIDEO_TYPES = {
+    ".mp4": "video/mp4",
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
+}
+
 Message = dict[str, Any]
 
 
@@ -73,14 +81,25 @@ class Completions:
         return CompletionError(f"no answer from {self._http.base_url}: {error or type(error).__name__}")
 
 
-def user_message(text: str, pictures: Sequence[Path] = ()) -> Message:
-    """Pictures first, as data URIs, then the text.  Raises OSError for a file that cannot be read."""
-    parts = [{"type": "image_url", "image_url": {"url": data_uri(path)}} for path in pictures]
+def user_message(text: str, files: Sequence[Path] = ()) -> Message:
+    """Files first, as data URIs, then the text.  Raises OSError for a file that cannot be read."""
+    parts = [_part(path) for path in files]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
 
 
+def _part(path: Path) -> dict[str, Any]:
+    """By the name's ending; the server goes by the content."""
+    uri = data_uri(path)
+    if uri.startswith("data:video/"):
+        return {"type": "video_url", "video_url": {"url": uri}}
+    if uri.startswith("data:application/pdf"):
+        return {"type": "file", "file": {"filename": path.name, "file_data": uri}}
+    return {"type": "image_url", "image_url": {"url": uri}}
+
+
 def data_uri(path: Path) -> str:
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    known = VIDEO_TYPES.get(path.suffix.lower()) or mimetypes.guess_type(path.name)[0]
+    kind = known or "application/octet-stream"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -1,1 +1,1 @@
-"""Pictures in, visual tokens out: media decoding, tiling, InternViT, pixel shuffle, projector."""
+"""Media in, visual tokens out: decoding, tiling, InternViT, pixel shuffle, projector."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from encoder_service.container_limits import ContainerLimits
 from encoder_service.media import ImageLimits
 from protos.ring import SHARED_MEMORY_DIR
 from protos.server import ServerConfig
@@ -39,7 +40,7 @@ class EncoderConfig:
     num_threads: int = field(default=0, metadata={"help": "CPU threads of PyTorch; 0: PyTorch's default"})
     decode_workers: int = field(default=4, metadata={"help": "threads that decode and cut pictures"})
     pixel_budget_mib: int = field(
-        default=1024, metadata={"help": "memory for decoded pictures of all streams, MiB"}
+        default=1024, metadata={"help": "memory for decoded media of all streams, MiB"}
     )
     host_cache_mib: int = field(
         default=1024, metadata={"help": "memory for visual tokens of recent tiles, MiB; 0: none are kept"}
@@ -51,9 +52,11 @@ class EncoderConfig:
         },
     )
     max_streams: int = field(default=256, metadata={"help": "most Encode streams at a time"})
-    max_media: int = field(default=64, metadata={"help": "most pictures of one stream"})
-    max_stream_bytes: int = field(default=64 << 20, metadata={"help": "most bytes of one stream's pictures"})
-    max_tiles: int = field(default=40, metadata={"help": "most tiles that a request may ask for per picture"})
+    max_media: int = field(default=64, metadata={"help": "most media of one stream"})
+    max_stream_bytes: int = field(default=128 << 20, metadata={"help": "most bytes of one stream's media"})
+    max_tiles: int = field(
+        default=40, metadata={"help": "most tiles that a request may ask for per picture, frame or page"}
+    )
     upload_timeout_s: float = field(
         default=30.0, metadata={"help": "seconds between two messages of a stream's upload"}
     )
@@ -65,6 +68,7 @@ class EncoderConfig:
         metadata={"help": "folder where front ends of this host share memory for tiles; empty: refused"},
     )
     image_limits: ImageLimits = field(default_factory=ImageLimits)
+    container_limits: ContainerLimits = field(default_factory=ContainerLimits)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -29,6 +29,11 @@ CACHE_EVICTIONS = Gauge(
 CACHE_BYTES = Gauge("tessera_encoder_cache_bytes", "Memory of cached tiles, in bytes", ["tier"])
 RINGS_ATTACHED = Gauge("tessera_encoder_rings_attached", "Front ends that share memory with this encoder")
 TILES_SENT = Counter("tessera_encoder_tiles_sent_total", "Tiles sent, by how they went", ["transport"])
+DECODERS_ENDED = Counter(
+    "tessera_encoder_decoders_ended",
+    "Processes that decoded a video or document and were ended by it or because of it",
+    ["reason"],
+)
 STAGE_SECONDS = Histogram(
     "tessera_encoder_stage_seconds",
     "Where the time of finished streams went, summed over their tiles",

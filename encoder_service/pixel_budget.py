@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from encoder_service.tiling import Cutter
 
-PictureKey = tuple[int, int]  # (stream, medium)
+PictureKey = tuple[int, ...]  # (stream, medium, section)
 
 
 @dataclass

@@ -18,13 +18,17 @@ from PIL import Image
 from encoder_service import metrics
 from encoder_service.batcher import Forward, TileBatcher
 from encoder_service.config import EncoderConfig
+from encoder_service.containers import Containers
+from encoder_service.from_proto import media_from_proto
+from encoder_service.headers import HeaderReader
+from encoder_service.medium import Medium
 from encoder_service.pixel_budget import PixelBudget
 from encoder_service.rings import Rings, SlotLease
 from encoder_service.stream_reader import Requests, StreamReader, read_grants
 from encoder_service.stream_writer import StreamWriter
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
-from encoder_service.tile_stream import Medium, TileStream, TileWorkers
+from encoder_service.tile_stream import TileStream, TileWorkers
 from encoder_service.tiling import Cutter, TilePlan
 from encoder_service.to_proto import done_to_proto, layout_to_proto
 from protos import encoder_pb2, tensor_pb2
@@ -107,10 +111,11 @@ class EncoderServicer:
             threads=ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode"),
             image_size=self._preprocessing.image_size,
             image_limits=config.image_limits,
+            containers=Containers(config.container_limits),
             batch_tiles=batch_tiles,
             make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
-        self._reader = StreamReader(config, self._preprocessing, self._workers, self._fingerprints)
+        self._reader = StreamReader(config.upload_timeout_s, HeaderReader(self._workers), self._fingerprints)
         self._rings = Rings(config.tile_ring_dir)
         self._stream_ids = count()
         self._streams_open = 0
@@ -131,6 +136,7 @@ class EncoderServicer:
     def close(self) -> None:
         self._batcher.close()
         self._cache.close()
+        self._workers.containers.close()
         self._workers.threads.shutdown(cancel_futures=True)
 
     async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:
@@ -141,6 +147,7 @@ class EncoderServicer:
                 self._refuse_overload()
                 opening, payload_dtype = await self._reader.read_open(requests)
                 slots = self._rings.lease(opening.ring.nonce, opening.ring.stream, opening.ring.slots)
+                announced = media_from_proto(opening.media, self._config, self._preprocessing)
                 media: list[Medium] = []
                 tiles = TileStream(
                     next(self._stream_ids), media, self._workers, opening.priority, opening.cache_salt
@@ -149,7 +156,7 @@ class EncoderServicer:
                 grants: asyncio.Task[None] | None = None
                 try:
                     add = partial(writer.add, opening.initial_credit)
-                    await self._reader.read_media(opening, payload_dtype, requests, add)
+                    await self._reader.read_media(announced, payload_dtype, requests, add)
                     log.debug("%s: %d media", opening.request_id, len(media))
                     yield self._layout(media, payload_dtype, slots)
                     grants = asyncio.create_task(read_grants(requests, tiles, media, slots))
@@ -177,6 +184,7 @@ class EncoderServicer:
         self, request: encoder_pb2.GetEncoderModelRequest, context: Context
     ) -> encoder_pb2.GetEncoderModelResponse:
         limits, preprocessing = self._config.image_limits, self._preprocessing
+        containers = self._config.container_limits
         return encoder_pb2.GetEncoderModelResponse(
             model=self._config.model,
             fingerprint=self._fingerprints[self._dtype],
@@ -189,10 +197,14 @@ class EncoderServicer:
                 max_tiles=preprocessing.max_tiles,
                 use_thumbnail=preprocessing.use_thumbnail,
             ),
-            max_tiles=self._reader.max_tiles,
+            max_tiles=max(self._config.max_tiles, preprocessing.max_tiles),
             max_media=self._config.max_media,
             max_media_bytes=limits.max_bytes,
             max_pixels=limits.max_pixels,
+            max_video_bytes=containers.max_video_bytes,
+            max_video_frames=containers.max_video_frames,
+            max_document_bytes=containers.max_document_bytes,
+            max_pages=containers.max_pages,
             tiles_queued=self._batcher.tiles_queued,
             streams_open=self._streams_open,
             payload_dtypes=list(self._fingerprints),

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-from encoder_service.config import EncoderConfig
-from encoder_service.media import read_header
+from encoder_service.from_proto import AnnouncedMedium
+from encoder_service.headers import HeaderReader
+from encoder_service.medium import Medium
 from encoder_service.rings import SlotLease
-from encoder_service.tile_stream import GrantedTile, Medium, TileStream, TileWorkers
-from encoder_service.tiling import TilingOptions, plan_tiles
+from encoder_service.tile_stream import GrantedTile, TileStream
 from protos import encoder_pb2, tensor_pb2
 from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest
-from protos.fingerprint import content_hash
 from protos.options import MAX_CHUNK_BYTES
-from protos.preprocessing import Preprocessing
 
 # Tiles granted and not yet cut, of one stream: several times what the largest layout has.
 MAX_WAITING_GRANTS = 16_384
@@ -28,18 +25,14 @@ class StreamReader:
 
     def __init__(
         self,
-        config: EncoderConfig,
-        preprocessing: Preprocessing,
-        workers: TileWorkers,
+        upload_timeout_s: float,
+        headers: HeaderReader,
         fingerprints: dict[tensor_pb2.DType, bytes],
     ) -> None:
         """`fingerprints` are those of the payload encodings that are offered; the first is the default."""
-        self._config = config
-        self._preprocessing = preprocessing
-        self._workers = workers
+        self._upload_timeout_s = upload_timeout_s
+        self._headers = headers
         self._fingerprints = fingerprints
-        # A checkpoint whose own default is larger must stay usable with it.
-        self.max_tiles = max(config.max_tiles, preprocessing.max_tiles)
 
     async def read_open(self, requests: Requests) -> tuple[encoder_pb2.Open, tensor_pb2.DType]:
         """The stream's opening, and how its tiles are to be encoded."""
@@ -50,7 +43,6 @@ class StreamReader:
         payload_dtype = self._payload_dtype(opening)
         if encoder_pb2.TRANSPORT_INLINE not in opening.transports:
             raise InvalidRequest("transports must contain INLINE", field="transports")
-        self._check_media(opening)
         return opening, payload_dtype
 
     def _payload_dtype(self, opening: encoder_pb2.Open) -> tensor_pb2.DType:
@@ -61,58 +53,32 @@ class StreamReader:
                 return dtype
         raise InvalidRequest("payload_dtypes lacks this encoder's encoding", field="payload_dtypes")
 
-    def _check_media(self, opening: encoder_pb2.Open) -> None:
-        if not 1 <= len(opening.media) <= self._config.max_media:
-            raise InvalidRequest(
-                f"{len(opening.media)} media, must be in [1, {self._config.max_media}]", field="media"
-            )
-        if sum(medium.num_bytes for medium in opening.media) > self._config.max_stream_bytes:
-            raise InvalidRequest(f"more than {self._config.max_stream_bytes} bytes of media", field="media")
-        for index, medium in enumerate(opening.media):
-            field = f"media[{index}]"
-            if medium.kind != encoder_pb2.MEDIA_KIND_IMAGE:
-                raise InvalidRequest("only pictures are supported", field=f"{field}.kind")
-            if medium.num_bytes > self._config.image_limits.max_bytes:
-                raise InvalidRequest(
-                    f"the picture has {medium.num_bytes} bytes, "
-                    f"at most {self._config.image_limits.max_bytes} are allowed",
-                    field=f"{field}.data",
-                )
-
     async def read_media(
         self,
-        opening: encoder_pb2.Open,
+        announced: Sequence[AnnouncedMedium],
         payload_dtype: tensor_pb2.DType,
         requests: Requests,
         add: Callable[[Medium], None],
     ) -> None:
-        """Take the chunks and read the headers; `add` gets each picture in order, while the next one comes.
+        """Take the chunks and read the headers; `add` gets each medium in order, while the next one comes.
 
         Raises:
-            InvalidRequest: a picture is refused: the first that is, once all have come.
+            InvalidRequest: a medium is refused: the first that is, once all have come.
         """
         fingerprint = self._fingerprints[payload_dtype]
         adding: list[asyncio.Task[None]] = []
         try:
-            for index, announced in enumerate(opening.media):
-                data = await self._read_data(requests, index, announced.num_bytes)
-                read = partial(self._read_header, index, announced, data, fingerprint)
+            for index, medium in enumerate(announced):
+                data = await self._read_data(requests, index, medium.num_bytes)
+                read = self._headers.read(medium, data, fingerprint, f"media[{index}].data")
                 before = adding[-1] if adding else None
-                adding.append(asyncio.create_task(self._add_medium(read, before, add)))
+                adding.append(asyncio.create_task(_add_medium(read, before, add)))
             for task in adding:
                 await task
         finally:
             for task in adding:
                 task.cancel()
             await asyncio.gather(*adding, return_exceptions=True)
-
-    async def _add_medium(
-        self, read: partial[Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
-    ) -> None:
-        medium = await self._workers.in_thread(read)
-        if before is not None:
-            await before
-        add(medium)
 
     async def _read_data(self, requests: Requests, medium: int, num_bytes: int) -> bytes:
         chunks: list[bytes] = []
@@ -126,7 +92,7 @@ class StreamReader:
         field = f"media[{medium}].data"
         request = await self._next_request(requests)
         if request is None or request.WhichOneof("message") != "chunk":
-            raise InvalidRequest("the picture's bytes are incomplete", field=field)
+            raise InvalidRequest("the medium's bytes are incomplete", field=field)
         data = request.chunk.data
         if request.chunk.medium != medium:
             raise InvalidRequest(f"a chunk of medium {request.chunk.medium} came too early", field=field)
@@ -138,41 +104,21 @@ class StreamReader:
             raise InvalidRequest("more bytes came than were announced", field=field)
         return data
 
-    def _read_header(self, index: int, medium: encoder_pb2.Medium, data: bytes, fingerprint: bytes) -> Medium:
-        options = self._tiling(medium.tiling, f"media[{index}].tiling")
-        header = read_header(data, self._config.image_limits, f"media[{index}].data")
-        return Medium(
-            data=data,
-            width=header.width,
-            height=header.height,
-            decode_bytes=header.decode_bytes,
-            plan=plan_tiles(header.width, header.height, options, self._preprocessing.image_size),
-            content_hash=content_hash(
-                data, options.min_tiles, options.max_tiles, options.use_thumbnail, fingerprint
-            ),
-        )
-
-    def _tiling(self, tiling: encoder_pb2.TilingOptions, field: str) -> TilingOptions:
-        defaults = self._preprocessing
-        max_tiles = tiling.max_tiles if tiling.HasField("max_tiles") else defaults.max_tiles
-        min_tiles = tiling.min_tiles if tiling.HasField("min_tiles") else min(defaults.min_tiles, max_tiles)
-        if not 1 <= max_tiles <= self.max_tiles:
-            raise InvalidRequest(
-                f"max_tiles is {max_tiles}, must be in [1, {self.max_tiles}]", field=f"{field}.max_tiles"
-            )
-        if not 1 <= min_tiles <= max_tiles:
-            raise InvalidRequest(
-                f"min_tiles is {min_tiles}, must be in [1, {max_tiles}]", field=f"{field}.min_tiles"
-            )
-        thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else defaults.use_thumbnail
-        return TilingOptions(min_tiles, max_tiles, thumbnail)
-
     async def _next_request(self, requests: Requests) -> encoder_pb2.EncodeRequest | None:
         try:
-            async with asyncio.timeout(self._config.upload_timeout_s):
+            async with asyncio.timeout(self._upload_timeout_s):
                 return await anext(requests, None)
         except TimeoutError:
             raise DeadlineExceeded("the stream's upload stalled") from None
+
+
+async def _add_medium(
+    read: Coroutine[None, None, Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
+) -> None:
+    medium = await read
+    if before is not None:
+        await before
+    add(medium)
 
 
 async def read_grants(requests: Requests, tiles: TileStream, media: list[Medium], slots: SlotLease) -> None:
@@ -197,6 +143,6 @@ async def read_grants(requests: Requests, tiles: TileStream, media: list[Medium]
 
 def _granted_tiles(granted: encoder_pb2.TileRange, media: list[Medium], field: str) -> list[GrantedTile]:
     end = granted.first_tile + granted.num_tiles
-    if granted.medium >= len(media) or not granted.num_tiles or end > media[granted.medium].plan.num_tiles:
+    if granted.medium >= len(media) or not granted.num_tiles or end > media[granted.medium].num_tiles:
         raise InvalidRequest("no such tiles", field=field)
     return [GrantedTile(granted.medium, tile) for tile in range(granted.first_tile, end)]

@@ -7,8 +7,9 @@ from functools import partial
 
 from encoder_service import metrics
 from encoder_service.batcher import TileBatcher
+from encoder_service.medium import Medium
 from encoder_service.rings import SlotLease
-from encoder_service.tile_stream import FinishedTile, GrantedTile, Medium, TileStream, TileWorkers
+from encoder_service.tile_stream import FinishedTile, GrantedTile, TileStream, TileWorkers
 from protos import encoder_pb2, tensor_pb2
 from protos.errors import DeadlineExceeded
 from protos.frames import EncodeEvent, TileFrame
@@ -43,9 +44,9 @@ class StreamWriter:
         self._behind: TileFrame | None = None  # the event after the last one
 
     def add(self, initial_credit: int, medium: Medium) -> None:
-        """The next picture; its tiles within the initial credit are granted."""
-        left = max(initial_credit - sum(other.plan.num_tiles for other in self._media), 0)
-        granted = [GrantedTile(len(self._media), tile) for tile in range(min(medium.plan.num_tiles, left))]
+        """The next medium; its tiles within the initial credit are granted."""
+        left = max(initial_credit - sum(other.num_tiles for other in self._media), 0)
+        granted = [GrantedTile(len(self._media), tile) for tile in range(min(medium.num_tiles, left))]
         self._media.append(medium)
         self._tiles.grant(granted)
 

@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from encoder_service.containers import Containers
 from encoder_service.media import ImageLimits, decode_image
+from encoder_service.medium import PICTURE_BYTES, Medium, Part, Section
 from encoder_service.pixel_budget import PixelBudget
 from encoder_service.tile_flights import Claim, TileFlights
-from encoder_service.tiling import Cutter, TileCutter, TilePlan
+from encoder_service.tiling import Cutter, PartsCutter, TileCutter, TilePlan
+from protos.media import MediaKind
 
 # Per pixel: Pillow pads RGB to 4 bytes; a canvas is resized, copied row by row and joined to an array of 3.
-PICTURE_BYTES = 4
 CANVAS_BYTES = 4 + 3 + 3
 # Tiles begun ahead of what the client has taken, in batches: one is computed while the next is prepared.
 BATCHES_AHEAD = 2
@@ -34,18 +36,7 @@ PICTURES_AHEAD = 4
 TILES_IN_A_ROW = 16
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Medium:
-    """A picture of which only the header has been read."""
-
-    data: bytes
-    width: int  # pixels, after EXIF rotation
-    height: int  # pixels, after EXIF rotation
-    decode_bytes: int
-    plan: TilePlan
-    content_hash: bytes
+SectionKey = tuple[int, int]  # (medium, section of it)
 
 
 @dataclass(frozen=True)
@@ -80,6 +71,7 @@ class TileWorkers:
     threads: ThreadPoolExecutor
     image_size: int
     image_limits: ImageLimits
+    containers: Containers
     batch_tiles: int  # of one forward
     # Makes all tiles of a decoded picture on the GPU; None: they are cut on the CPU, as they are wanted.
     make_tiles: Callable[[Image.Image, TilePlan], Cutter] | None = None
@@ -107,9 +99,9 @@ class _Begun:
 
 @dataclass(eq=False)
 class _Cut:
-    """Tiles of one picture that are cut together."""
+    """Tiles of one picture, or of parts decoded together, that are cut together."""
 
-    medium: int
+    key: SectionKey
     tiles: list[_Begun]
     task: asyncio.Task[Iterable[torch.Tensor]]
 
@@ -303,14 +295,14 @@ class TileStream:
         """Start a cut for every picture with tiles to cut, in their order, until none can follow."""
         try:
             while await self._may_cut():
-                medium = self._to_cut[0].granted.medium
-                running = [cut.task for cut in self._cuts if cut.medium == medium and not cut.task.done()]
+                key = self._key(self._to_cut[0].granted)
+                running = [cut.task for cut in self._cuts if cut.key == key and not cut.task.done()]
                 if running:  # one user of a picture at a time; it may take these tiles, too
                     await asyncio.wait(running)
                     continue
-                tiles = self._take_tiles(medium)
-                task = asyncio.create_task(self._cut(medium, tiles))
-                self._cuts.append(_Cut(medium, tiles, task))
+                tiles = self._take_tiles(key)
+                task = asyncio.create_task(self._cut(key, tiles))
+                self._cuts.append(_Cut(key, tiles, task))
                 self._has_cut.set()
         finally:
             self._has_cut.set()
@@ -328,51 +320,64 @@ class TileStream:
         """Whether this stream waits for one that may leave before it has cut."""
         return any(begun.claim.may_lead for begun in self._begun)
 
-    def _take_tiles(self, medium: int, num_taken: int = 0) -> list[_Begun]:
-        """The next tiles to cut as far as they are this picture's, at most a batch with the `num_taken`."""
+    def _key(self, granted: GrantedTile) -> SectionKey:
+        return granted.medium, self._media[granted.medium].section_of(granted.tile)
+
+    def _take_tiles(self, key: SectionKey, num_taken: int = 0) -> list[_Begun]:
+        """The next tiles to cut as far as they are this section's, at most a batch with the `num_taken`."""
         tiles: list[_Begun] = []
         most = self._workers.batch_tiles - num_taken
-        while self._to_cut and self._to_cut[0].granted.medium == medium and len(tiles) < most:
+        while self._to_cut and self._key(self._to_cut[0].granted) == key and len(tiles) < most:
             tiles.append(self._to_cut.popleft())
         return tiles
 
-    async def _cut(self, index: int, tiles: list[_Begun]) -> Iterable[torch.Tensor]:
+    async def _cut(self, key: SectionKey, tiles: list[_Begun]) -> Iterable[torch.Tensor]:
         """A uint8 [3, image_size, image_size] of each of `tiles`, which may have grown meanwhile."""
-        medium = self._media[index]
-        open_picture = partial(self._decode, index)
-        key = (self._stream_id, index)
+        section = self._media[key[0]].sections[key[1]]
+        open_section = partial(self._decode, key)
         async with self._workers.pixels.use(
-            key, medium.decode_bytes, self._held_bytes(medium), open_picture
+            (self._stream_id, *key), section.decode_bytes, self._held_bytes(section), open_section
         ) as cutter:
             if self._cuts[-1].tiles is tiles:  # granted during the decoding, and next in order: join the cut
-                tiles += self._take_tiles(index, len(tiles))
-            wanted = [begun.granted.tile for begun in tiles]
+                tiles += self._take_tiles(key, len(tiles))
+            wanted = [begun.granted.tile - section.first_tile for begun in tiles]
             if self._workers.make_tiles is not None:  # they are made: not worth waiting for a thread
                 return cutter.cut(wanted)
             pixels, tile_ns = await self._workers.in_thread(partial(_timed, partial(cutter.cut, wanted)))
             self.timings.tile_ns += tile_ns
             return pixels
 
-    async def _decode(self, index: int) -> Cutter:
-        medium, workers = self._media[index], self._workers
-        decode = partial(decode_image, medium.data, workers.image_limits, f"media[{index}].data")
-        if workers.make_tiles is None:
-            image, decode_ns = await workers.in_thread(partial(_timed, decode))
-            cutter: Cutter = TileCutter(image, medium.plan, workers.image_size)
+    async def _decode(self, key: SectionKey) -> Cutter:
+        medium, workers = self._media[key[0]], self._workers
+        section, field = medium.sections[key[1]], f"media[{key[0]}].data"
+        if medium.kind is MediaKind.IMAGE:
+            decode: Callable[[], list[Image.Image]] = partial(
+                _decode_picture, medium.data, workers.image_limits, field
+            )
         else:
-            make = partial(_decode_and_make, decode, workers.make_tiles, medium.plan)
-            cutter, decode_ns, tile_ns = await workers.in_thread(make)
-            self.timings.tile_ns += tile_ns
+            start = time.monotonic_ns()
+            stored = [part.stored for part in section.parts if part.stored is not None]
+            pixels = await workers.containers.read(medium.format, medium.data, stored, field)
+            self.timings.decode_ns += time.monotonic_ns() - start
+            decode = pixels.images
+        make = workers.make_tiles or partial(TileCutter, image_size=workers.image_size)
+        cutter, decode_ns, tile_ns = await workers.in_thread(
+            partial(_decode_and_make, decode, make, section.parts)
+        )
         self.timings.decode_ns += decode_ns
+        self.timings.tile_ns += tile_ns
         return cutter
 
-    def _held_bytes(self, medium: Medium) -> int:
+    def _held_bytes(self, section: Section) -> int:
+        return sum(map(self._part_bytes, section.parts))
+
+    def _part_bytes(self, part: Part) -> int:
         """Of the tiles on the GPU; or of the decoded picture and of making its canvas, in width first."""
         side = self._workers.image_size
         if self._workers.make_tiles is not None:
-            return medium.plan.num_tiles * 3 * side * side
-        canvas_width, canvas_height = medium.plan.columns * side, medium.plan.rows * side
-        picture = (medium.width + canvas_width) * medium.height * PICTURE_BYTES
+            return part.plan.num_tiles * 3 * side * side
+        canvas_width, canvas_height = part.plan.columns * side, part.plan.rows * side
+        picture = (part.width + canvas_width) * part.height * PICTURE_BYTES
         return picture + canvas_width * canvas_height * CANVAS_BYTES
 
 
@@ -382,10 +387,24 @@ def _timed(call: Callable[[], T]) -> tuple[T, int]:
     return call(), time.monotonic_ns() - start
 
 
+def _decode_picture(data: bytes, limits: ImageLimits, field: str) -> list[Image.Image]:
+    return [decode_image(data, limits, field)]
+
+
 def _decode_and_make(
-    decode: Callable[[], Image.Image], make: Callable[[Image.Image, TilePlan], Cutter], plan: TilePlan
+    decode: Callable[[], list[Image.Image]],
+    make: Callable[[Image.Image, TilePlan], Cutter],
+    parts: Sequence[Part],
 ) -> tuple[Cutter, int, int]:
-    """Both in one visit to a thread: the decoded picture ends with it.  Nanoseconds of either."""
-    image, decode_ns = _timed(decode)
-    cutter, tile_ns = _timed(partial(make, image, plan))
+    """Both in one visit to a thread: decoded pictures end with it.  Nanoseconds of either."""
+    images, decode_ns = _timed(decode)
+    plans = [part.plan for part in parts]
+    cutter, tile_ns = _timed(partial(_cutter, images, make, plans))
     return cutter, decode_ns, tile_ns
+
+
+def _cutter(
+    images: Sequence[Image.Image], make: Callable[[Image.Image, TilePlan], Cutter], plans: Sequence[TilePlan]
+) -> Cutter:
+    cutters = [make(image, plan) for image, plan in zip(images, plans, strict=True)]
+    return cutters[0] if len(cutters) == 1 else PartsCutter(cutters, [plan.num_tiles for plan in plans])

@@ -70,6 +70,20 @@ class Cutter(Protocol):
         """The tiles of these indices, in this order; uint8 [3, image_size, image_size] each."""
 
 
+class PartsCutter:
+    """Tiles of several pictures, numbered one picture behind the other."""
+
+    def __init__(self, cutters: Sequence[Cutter], num_tiles: Sequence[int]) -> None:
+        self._places = [
+            (cutter, tile) for cutter, count in zip(cutters, num_tiles, strict=True) for tile in range(count)
+        ]
+
+    def cut(self, tiles: Sequence[int]) -> list[torch.Tensor]:
+        """The tiles of these indices, in this order; uint8 [3, image_size, image_size] each."""
+        places = [self._places[tile] for tile in tiles]
+        return [pixels for cutter, tile in places for pixels in cutter.cut([tile])]
+
+
 class TileCutter:
     """Cuts the tiles of one RGB picture on demand; the resized canvas is made once, and only if needed."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from gateway.conversation import Picture, Text, Turn
+from gateway.conversation import Medium, Text, Turn
 
-# Of a picture its length and so much of either end: telling it from most others costs no pass over megabytes.
-PICTURE_SAMPLE_BYTES = 16 << 10
+# Of a medium its length and so much of either end: telling it from most others costs no pass over megabytes.
+MEDIUM_SAMPLE_BYTES = 16 << 10
 
 
 def conversation_key(turns: Sequence[Turn], cache_salt: str = "", cache_key: str = "") -> bytes:
@@ -28,11 +28,11 @@ def conversation_key(turns: Sequence[Turn], cache_salt: str = "", cache_key: str
     return digest.digest()
 
 
-def _sample(part: Text | Picture) -> tuple[bytes, ...]:
+def _sample(part: Text | Medium) -> tuple[bytes, ...]:
     if isinstance(part, Text):
         return (b"text", part.text.encode("utf-8", "surrogatepass"))
     length = len(part.data).to_bytes(8, "little")
-    return (b"picture", length, part.data[:PICTURE_SAMPLE_BYTES], part.data[-PICTURE_SAMPLE_BYTES:])
+    return (b"medium", length, part.data[:MEDIUM_SAMPLE_BYTES], part.data[-MEDIUM_SAMPLE_BYTES:])
 
 
 def _add(digest: hashlib.blake2b, *values: bytes) -> None:

@@ -25,16 +25,29 @@ from gateway.llm_client import LLMClient
 from gateway.metrics import AnswerTimer, GatewayMetrics
 from gateway.model_info import ModelInfo
 from gateway.parsing import parse_request
-from gateway.schema import ChatCompletionRequest, unknown_keys
+from gateway.schema import ChatCompletionRequest, VideoOptions, unknown_keys
 from gateway.streaming import DONE, KEEPALIVE, EventStreamResponse, sse_json
-from gateway.translate import generate_request, param_of
-from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError, ServingError
+from gateway.translate import generate_request, param_of, uploads_of
+from protos.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelError,
+    NotFound,
+    ServingError,
+    Unavailable,
+)
 from protos.options import MAX_MESSAGE_BYTES
 from protos.request_context import Metadata, outgoing_metadata
 
 # A stranger can send any number of different keys; only so many are remembered as logged.
 _MAX_LOGGED_KEYS = 256
 _MAX_HEADER_CHARS = 512
+
+_MEDIA_CODES = {
+    ".image.data": "invalid_image",
+    ".video.data": "invalid_video",
+    ".document.data": "invalid_file",
+}
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +71,7 @@ class ChatCompletions:
         if chat.model is not None and chat.model != model.id:
             raise ModelNotFound(chat.model)
         limits = media_limits(model, config.max_images, MAX_MESSAGE_BYTES)
-        turns = await read_conversation(chat.messages, limits)
+        turns = await read_conversation(chat.messages, limits, _video_defaults(chat))
         reply = _reply(chat, model.id, request.state.request_id)
         events = self._events(request, chat, turns, model, timer)
         if chat.stream:
@@ -82,6 +95,7 @@ class ChatCompletions:
             timeout_s=config.request_timeout_s,
             idle_s=config.keepalive_s,
             is_kept=not chat.stream,
+            uploads=uploads_of(turns),
         )
         try:
             async with aclosing(call) as batches:
@@ -136,6 +150,10 @@ async def _collect(batches: AsyncGenerator[list[Event], None], completion: Compl
     return completion.body()
 
 
+def _video_defaults(chat: ChatCompletionRequest) -> VideoOptions | None:
+    return None if chat.media_io_kwargs is None else chat.media_io_kwargs.video
+
+
 def _reply(chat: ChatCompletionRequest, model: str, request_id: str) -> Reply:
     return Reply(
         id=f"chatcmpl-{request_id}",
@@ -168,8 +186,11 @@ def _in_words_of_the_client(
         return ContextLengthExceeded(f"{limit}: {error.message}", field="messages")
     field = error.field or ""
     error.field = param_of(field, chat, turns)
-    if type(error) is InvalidRequest and field.endswith(".image.data"):
-        return RequestError(error.message, code="invalid_image", param=error.field)
+    if type(error) is InvalidRequest:
+        code = next((code for end, code in _MEDIA_CODES.items() if field.endswith(end)), None)
+        return error if code is None else RequestError(error.message, code=code, param=error.field)
+    if isinstance(error, NotFound) and field.endswith(".upload"):  # forgotten, or at another replica
+        return Unavailable("The upload was lost on its way; send the request again.", field=error.field)
     return error
 
 

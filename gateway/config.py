@@ -19,7 +19,7 @@ class GatewayConfig:
     )
     llm_tls: ClientTlsConfig = field(default_factory=ClientTlsConfig, metadata={"prefix": "llm-tls-"})
     max_body_bytes: int = field(default=64 << 20, metadata={"help": "largest request body, bytes"})
-    max_images: int = field(default=32, metadata={"help": "most pictures of one request"})
+    max_images: int = field(default=32, metadata={"help": "most pictures, videos and documents of a request"})
     request_timeout_s: float = field(default=600.0, metadata={"help": "seconds that one request may take"})
     body_timeout_s: float = field(
         default=60.0, metadata={"help": "seconds that a client has to send its request body"}

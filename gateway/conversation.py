@@ -5,16 +5,30 @@ Every part remembers the path it came from, so that an error found later can nam
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import RequestError
-from gateway.media import decode_data_uri
+from gateway.media import DOCUMENT, VIDEO, decode_data_uri, decode_file_data
 from gateway.model_info import ModelInfo
-from gateway.schema import ChatMessage, ImagePart, ImageUrl, RefusalPart, TextPart
+from gateway.schema import (
+    ChatMessage,
+    FilePart,
+    ImagePart,
+    ImageUrl,
+    InputFilePart,
+    RefusalPart,
+    TextPart,
+    VideoOptions,
+    VideoPart,
+)
 
 # InternVL's data sets end a line between neighbouring texts; vLLM and LMDeploy do the same.
 TEXT_SEPARATOR = "\n"
+# All requests share a stream with the language model: what is larger must not hold it up.
+UPLOAD_ABOVE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -33,16 +47,47 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A video."""
+
+    data: bytes  # encoded, as the client sent it
+    param: str  # path of the part
+    url_param: str  # path of the data URI
+    max_tiles: int | None = None  # of each frame; None: one
+    num_frames: int | None = None
+    fps: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    upload: bytes = b""  # its SHA-256 where it is too large to go with the request
+
+
+@dataclass(frozen=True)
+class Document:
+    """A PDF."""
+
+    data: bytes  # as the client sent it
+    param: str  # path of the part
+    url_param: str  # path of the file's data
+    max_tiles: int | None = None  # of each page; None: the checkpoint's default
+    upload: bytes = b""  # its SHA-256 where it is too large to go with the request
+
+
+Medium = Picture | Clip | Document
+_MediaParts = ImagePart | VideoPart | FilePart | InputFilePart
+
+
+@dataclass(frozen=True)
 class Turn:
     role: str  # "system", "user" or "assistant"
-    parts: tuple[Text | Picture, ...]
+    parts: tuple[Text | Medium, ...]
 
 
 @dataclass(frozen=True)
 class MediaLimits:
-    max_images: int  # of one request
-    max_bytes: int  # of all pictures of one request
+    max_images: int  # of one request, videos and documents included
+    max_bytes: int  # of all media of one request that go with it
     max_tiles: int  # of one picture; 0: unknown here
+    max_upload_bytes: int = 0  # of a video or document that goes apart; 0: none does
 
 
 def media_limits(model: ModelInfo, max_images: int, max_bytes: int) -> MediaLimits:
@@ -51,49 +96,64 @@ def media_limits(model: ModelInfo, max_images: int, max_bytes: int) -> MediaLimi
         max_images=min(max_images, model.max_images or max_images),
         max_bytes=min(max_bytes, model.max_media_bytes or max_bytes),
         max_tiles=model.max_tiles,
+        max_upload_bytes=model.max_upload_bytes,
     )
 
 
-async def read_conversation(messages: Sequence[ChatMessage], limits: MediaLimits) -> tuple[Turn, ...]:
-    """Decode the pictures and join neighbouring texts.
+async def read_conversation(
+    messages: Sequence[ChatMessage], limits: MediaLimits, defaults: VideoOptions | None = None
+) -> tuple[Turn, ...]:
+    """Decode the media and join neighbouring texts.  `defaults` are for videos that leave them open.
 
     Raises:
-        RequestError: a picture outside a user message, too many of them, or one that is malformed.
+        RequestError: a medium outside a user message, too many of them, or one that is malformed.
     """
-    _check_pictures(messages, limits)
+    _check_media(messages, limits)
     turns, budget = [], limits.max_bytes
     for index, message in enumerate(messages):
-        parts: list[Text | Picture] = []
+        parts: list[Text | Medium] = []
         for param, part in _parts(message, f"messages.{index}.content"):
             if isinstance(part, Text):
                 _append_text(parts, part)
                 continue
-            picture = await _read_picture(part, param, limits, budget)
-            budget -= len(picture.data)
-            parts.append(picture)
+            medium = await _read_medium(part, param, limits, budget, defaults or VideoOptions())
+            budget -= 0 if is_upload(medium) else len(medium.data)
+            parts.append(medium)
         role = "system" if message.role == "developer" else message.role
         turns.append(Turn(role, tuple(parts)))
     return tuple(turns)
 
 
-def _check_pictures(messages: Sequence[ChatMessage], limits: MediaLimits) -> None:
+def is_upload(part: Text | Medium) -> bool:
+    """Whether its bytes go apart from the request."""
+    return isinstance(part, Clip | Document) and bool(part.upload)
+
+
+def _check_media(messages: Sequence[ChatMessage], limits: MediaLimits) -> None:
     """Counted before any is decoded."""
     count = 0
     for index, message in enumerate(messages):
         for position, part in enumerate(message.content if isinstance(message.content, list) else ()):
-            if not isinstance(part, ImagePart):
+            if not isinstance(part, _MediaParts):
                 continue
             count += 1
             param = f"messages.{index}.content.{position}"
             if message.role != "user":
-                text = f"'{param}' is an image in a {message.role} message; images belong in user messages."
+                noun = _noun(part)
+                text = f"'{param}' is {noun} in a {message.role} message; images belong in user messages."
                 raise RequestError(text, code="unsupported_content_part", param=param)
             if count > limits.max_images:
                 text = f"A request may have at most {limits.max_images} images; '{param}' is one more."
                 raise RequestError(text, code="too_many_images", param="messages")
 
 
-def _parts(message: ChatMessage, param: str) -> Iterator[tuple[str, Text | ImagePart]]:
+def _noun(part: _MediaParts) -> str:
+    if isinstance(part, ImagePart):
+        return "an image"
+    return "a video" if isinstance(part, VideoPart) else "a file"
+
+
+def _parts(message: ChatMessage, param: str) -> Iterator[tuple[str, Text | _MediaParts]]:
     content = message.content
     if not content and not isinstance(content, str):
         if message.role != "assistant":
@@ -106,7 +166,7 @@ def _parts(message: ChatMessage, param: str) -> Iterator[tuple[str, Text | Image
     assert content is not None
     for position, part in enumerate(content):
         place = f"{param}.{position}"
-        if isinstance(part, ImagePart):
+        if isinstance(part, _MediaParts):
             yield place, part
         elif isinstance(part, TextPart):
             yield place, Text(part.text, f"{place}.text")
@@ -114,12 +174,63 @@ def _parts(message: ChatMessage, param: str) -> Iterator[tuple[str, Text | Image
             yield place, Text(part.refusal, f"{place}.refusal")
 
 
-def _append_text(parts: list[Text | Picture], text: Text) -> None:
+def _append_text(parts: list[Text | Medium], text: Text) -> None:
     last = parts[-1] if parts else None
     if isinstance(last, Text):
         parts[-1] = Text(last.text + TEXT_SEPARATOR + text.text, last.param)
     else:
         parts.append(text)
+
+
+async def _read_medium(
+    part: _MediaParts, param: str, limits: MediaLimits, budget: int, defaults: VideoOptions
+) -> Medium:
+    if isinstance(part, ImagePart):
+        return await _read_picture(part, param, limits, budget)
+    if isinstance(part, VideoPart):
+        return await _read_clip(part, param, limits, budget, defaults)
+    return await _read_document(part, param, limits, budget)
+
+
+async def _read_clip(
+    part: VideoPart, param: str, limits: MediaLimits, budget: int, defaults: VideoOptions
+) -> Clip:
+    video, place = part.video_url, f"{param}.video_url"
+    _check_tiles("max_dynamic_patch", video.max_dynamic_patch, place, limits)
+    if video.end_s is not None and video.end_s <= (video.start_s or 0):
+        text = f"Invalid value for '{place}.end_s': must be behind start_s."
+        raise RequestError(text, param=f"{place}.end_s")
+    most = max(limits.max_upload_bytes, budget)
+    data = await decode_data_uri(video.url, f"{place}.url", most, VIDEO)
+    return Clip(
+        data,
+        param,
+        f"{place}.url",
+        video.max_dynamic_patch,
+        video.num_frames or (None if video.fps else defaults.num_frames),
+        video.fps or (None if video.num_frames else defaults.fps),
+        video.start_s,
+        video.end_s,
+        await _upload(data, limits, budget),
+    )
+
+
+async def _read_document(
+    part: FilePart | InputFilePart, param: str, limits: MediaLimits, budget: int
+) -> Document:
+    place = f"{param}.file" if isinstance(part, FilePart) else param
+    _check_tiles("max_dynamic_patch", part.file.max_dynamic_patch, place, limits)
+    most = max(limits.max_upload_bytes, budget)
+    data = await decode_file_data(part.file.file_data, f"{place}.file_data", most, DOCUMENT)
+    upload = await _upload(data, limits, budget)
+    return Document(data, param, f"{place}.file_data", part.file.max_dynamic_patch, upload)
+
+
+async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
+    """What an upload of the data is named by; nothing where it may go with the request."""
+    if not limits.max_upload_bytes or len(data) <= min(UPLOAD_ABOVE_BYTES, budget):
+        return b""
+    return (await asyncio.to_thread(hashlib.sha256, data)).digest()
 
 
 async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget: int) -> Picture:
@@ -135,12 +246,8 @@ def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None
     "high" and "original" are that default too: it is the most tiles that the model was trained with.
     """
     lowest, highest = image.min_dynamic_patch, image.max_dynamic_patch
-    for name, value in (("max_dynamic_patch", highest), ("min_dynamic_patch", lowest)):
-        if value is not None and limits.max_tiles and value > limits.max_tiles:
-            raise RequestError(
-                f"Invalid value for '{param}.{name}': must be at most {limits.max_tiles}.",
-                param=f"{param}.{name}",
-            )
+    _check_tiles("max_dynamic_patch", highest, param, limits)
+    _check_tiles("min_dynamic_patch", lowest, param, limits)
     if image.detail == "low":
         lowest, highest = lowest or 1, highest or max(lowest or 1, 1)
     if lowest is not None and highest is not None and lowest > highest:
@@ -149,3 +256,9 @@ def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None
             param=f"{param}.min_dynamic_patch",
         )
     return lowest, highest
+
+
+def _check_tiles(name: str, value: int | None, param: str, limits: MediaLimits) -> None:
+    if value is not None and limits.max_tiles and value > limits.max_tiles:
+        text = f"Invalid value for '{param}.{name}': must be at most {limits.max_tiles}."
+        raise RequestError(text, param=f"{param}.{name}")

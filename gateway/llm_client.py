@@ -102,13 +102,15 @@ class LLMClient:
         timeout_s: float,
         idle_s: float = 3600.0,
         is_kept: bool = False,
+        uploads: Sequence[bytes] = (),
     ) -> AsyncGenerator[list[Event], None]:
         """Events of one answer, all that are there at once; none after `idle_s` seconds of silence.
 
         Requests with the same `key` go to the same service as long as that is not much busier than others.
         When it is lost before it has said any text, or while the caller keeps all that it says to himself
-        (`is_kept`), another is asked; `Restarted` says that what came before is void.  Closing the iterator
-        cancels the request at once.
+        (`is_kept`), another is asked; `Restarted` says that what came before is void.  `uploads` are media
+        that the request names; they go to the service before it.  Closing the iterator cancels the request at
+        once.
 
         Raises:
             ServingError: as the service said it, behind the events before it.
@@ -118,6 +120,8 @@ class LLMClient:
         target, has_begun = await self._choose(key, request, ()), False
         while True:
             try:
+                for data in uploads:
+                    await target.upload(data, request.cache_salt, metadata, deadline_s)
                 with _asking(target, request, metadata, Answer(idle_s), deadline_s) as answer:
                     while answer.has_more:
                         batch = await answer.next()

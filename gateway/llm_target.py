@@ -14,12 +14,13 @@ import grpc
 
 from gateway.model_info import ModelInfo
 from gateway.session import Session
-from gateway.translate import model_info_from_proto
+from gateway.translate import model_info_from_proto, upload_messages
 from protos import language_model_pb2, language_model_pb2_grpc
 from protos.channel import ClientTlsConfig, is_serving, open_channel
 from protos.directory import Replica
 from protos.errors import DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.placement import Load
+from protos.request_context import Metadata
 from protos.statuses import carries_our_details, error_from_rpc
 
 # A service that was unreachable gets no new requests for this long while others are there.
@@ -76,6 +77,19 @@ class LLMTarget:
         if self._session is None or self._session.has_ended:
             self._session = Session(self._stub, self._failure)
         return self._session
+
+    async def upload(self, data: bytes, cache_salt: bytes, metadata: Metadata, deadline_s: float) -> None:
+        """Give it a medium that a request will name.  `deadline_s` is the event loop's time.
+
+        Raises:
+            ServingError: as the service said it.
+        """
+        timeout_s = max(deadline_s - asyncio.get_running_loop().time(), 0)
+        messages = upload_messages(data, cache_salt)
+        try:
+            await self._stub.UploadMedia(messages, metadata=metadata, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
 
     async def model(self) -> ModelInfo:
         """What the service says about itself.

@@ -1,58 +1,95 @@
-"""Data URIs of pictures to bytes, within limits.  Never opens a URL or a file, never decodes pixels."""
+"""Data URIs of media to bytes, within limits.  Never opens a URL or a file, never decodes pixels."""
 
 from __future__ import annotations
 
 import asyncio
 import binascii
+from dataclasses import dataclass
 
 import pybase64
 
 from gateway.errors import RequestError
 
-MEDIA_TYPES = frozenset(f"image/{name}" for name in ("jpeg", "jpg", "png", "webp", "gif", "bmp", "tiff"))
+
+@dataclass(frozen=True)
+class UriKind:
+    """`code` and `file_code` stand in the codes of errors, `example` in their texts."""
+
+    code: str
+    file_code: str
+    noun: str
+    example: str
+    media_types: frozenset[str]
+
+
+PICTURE = UriKind(
+    "image",
+    "image_file",
+    "picture",
+    "image/jpeg",
+    frozenset(f"image/{name}" for name in ("jpeg", "jpg", "png", "webp", "gif", "bmp", "tiff")),
+)
+VIDEO = UriKind(
+    "video",
+    "video_file",
+    "video",
+    "video/mp4",
+    frozenset(f"video/{name}" for name in ("mp4", "quicktime", "webm", "x-matroska", "matroska")),
+)
+DOCUMENT = UriKind("file", "file", "document", "application/pdf", frozenset({"application/pdf"}))
 # Longer ones are decoded in a thread, so that other streams do not stall.
 THREAD_THRESHOLD_CHARS = 1 << 20
 _MAX_HEADER_CHARS = 128
 
 
-async def decode_data_uri(uri: str, param: str, max_bytes: int) -> bytes:
-    """Bytes of `data:image/...;base64,...`.
+async def decode_data_uri(uri: str, param: str, max_bytes: int, kind: UriKind = PICTURE) -> bytes:
+    """Bytes of `data:image/...;base64,...`, or of another kind.
 
     Raises:
-        RequestError: names `param`; not a data URI, not a picture, bad base64, or more than `max_bytes`.
+        RequestError: names `param`; not a data URI of that kind, bad base64, or more than `max_bytes`.
     """
-    start = _payload_start(uri, param)
-    if start == len(uri):
-        raise RequestError(f"'{param}' holds no picture.", code="empty_image_file", param=param)
-    if (len(uri) - start) // 4 * 3 - 2 > max_bytes:
-        message = f"'{param}' is too large: {max_bytes} bytes are left for the pictures of this request."
-        raise RequestError(message, code="image_file_too_large", param=param)
-    if len(uri) > THREAD_THRESHOLD_CHARS:
-        return await asyncio.to_thread(_decode, uri, start, param)
-    return _decode(uri, start, param)
+    return await _decode_within(uri, _payload_start(uri, param, kind), param, max_bytes, kind)
 
 
-def _payload_start(uri: str, param: str) -> int:
+async def decode_file_data(text: str, param: str, max_bytes: int, kind: UriKind) -> bytes:
+    """The same for base64 that stands in a data URI or by itself."""
+    start = _payload_start(text, param, kind) if ":" in text[:_MAX_HEADER_CHARS] else 0
+    return await _decode_within(text, start, param, max_bytes, kind)
+
+
+async def _decode_within(text: str, start: int, param: str, max_bytes: int, kind: UriKind) -> bytes:
+    if start == len(text):
+        raise RequestError(f"'{param}' holds no {kind.noun}.", code=f"empty_{kind.file_code}", param=param)
+    if (len(text) - start) // 4 * 3 - 2 > max_bytes:
+        message = f"'{param}' is too large: {max_bytes} bytes are left for the {kind.noun}s of this request."
+        raise RequestError(message, code=f"{kind.file_code}_too_large", param=param)
+    if len(text) > THREAD_THRESHOLD_CHARS:
+        return await asyncio.to_thread(_decode, text, start, param, kind)
+    return _decode(text, start, param, kind)
+
+
+def _payload_start(uri: str, param: str, kind: UriKind) -> int:
     if uri[:5].lower() != "data:":
         message = (
-            f"'{param}' must be a data URI such as data:image/jpeg;base64,...; "
+            f"'{param}' must be a data URI such as data:{kind.example};base64,...; "
             "fetching http(s) URLs and reading files are not enabled on this server."
         )
-        raise RequestError(message, code="invalid_image_url", param=param)
+        raise RequestError(message, code=f"invalid_{kind.code}_url", param=param)
     comma = uri.find(",", 5, 5 + _MAX_HEADER_CHARS)
     media_type, *options = uri[5:comma].lower().split(";")
     if comma < 0 or "base64" not in options:
-        message = f"'{param}' must be a base64 data URI such as data:image/jpeg;base64,..."
-        raise RequestError(message, code="invalid_image_url", param=param)
-    if media_type not in MEDIA_TYPES:
-        message = f"'{param}' has an unsupported media type; use one of {', '.join(sorted(MEDIA_TYPES))}."
-        raise RequestError(message, code="unsupported_image_media_type", param=param)
+        message = f"'{param}' must be a base64 data URI such as data:{kind.example};base64,..."
+        raise RequestError(message, code=f"invalid_{kind.code}_url", param=param)
+    if media_type not in kind.media_types:
+        types = ", ".join(sorted(kind.media_types))
+        message = f"'{param}' has an unsupported media type; use one of {types}."
+        raise RequestError(message, code=f"unsupported_{kind.code}_media_type", param=param)
     return comma + 1
 
 
-def _decode(uri: str, start: int, param: str) -> bytes:
+def _decode(text: str, start: int, param: str, kind: UriKind) -> bytes:
     try:
-        return pybase64.b64decode(uri[start:], validate=True)
+        return pybase64.b64decode(text[start:], validate=True)
     except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
         message = f"'{param}' is not valid base64."
-        raise RequestError(message, code="invalid_base64_image", param=param) from None
+        raise RequestError(message, code=f"invalid_base64_{kind.code}", param=param) from None

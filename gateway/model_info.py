@@ -15,3 +15,4 @@ class ModelInfo:
     max_media_bytes: int  # of one request
     max_tiles: int  # of one picture
     encoders_ready: int
+    max_upload_bytes: int = 0  # of one medium that goes apart from its request

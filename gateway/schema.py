@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     Tag,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -26,7 +27,7 @@ MAX_CACHE_SALT_BYTES = 1024
 _UINT32_MAX = 2**32 - 1
 _INT31 = 2**31
 
-PART_TYPES = "text, image_url, input_image"
+PART_TYPES = "text, image_url, input_image, video_url, file, input_file"
 
 PositiveInt = Annotated[int, Field(ge=1, le=_UINT32_MAX)]
 TokenId = Annotated[int, Field(ge=0, le=_UINT32_MAX)]
@@ -77,12 +78,66 @@ class ImagePart(_Model):
         return ImageUrl(url=self.image_url, detail=self.detail)
 
 
+class VideoOptions(_Model):
+    """As vLLM, SGLang and LMDeploy name them."""
+
+    num_frames: PositiveInt | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
+
+
+class VideoUrl(VideoOptions):
+    url: str
+    start_s: Annotated[float, Field(ge=0)] | None = None
+    end_s: Annotated[float, Field(gt=0)] | None = None
+    max_dynamic_patch: PositiveInt | None = None  # of each frame
+
+
+class VideoPart(_Model):
+    video_url: VideoUrl
+
+    @field_validator("video_url", mode="before")
+    @classmethod
+    def _one_url_is_enough(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
+class FileData(_Model):
+    """Of the keys of OpenAI's, `file_id` and `file_url` name what only a store or a fetch could give."""
+
+    file_data: str
+    filename: str | None = None
+    max_dynamic_patch: PositiveInt | None = None  # of each page
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_references(cls, value: Any) -> Any:
+        for key in ("file_id", "file_url"):
+            if isinstance(value, Mapping) and value.get(key) is not None and "file_data" not in value:
+                raise PydanticCustomError("unsupported_value", "must have 'file_data'; no other file is read")
+        return value
+
+
+class FilePart(_Model):
+    """`file` of chat, or `input_file` of responses, whose fields stand beside the type."""
+
+    file: FileData
+
+
+class InputFilePart(FileData):
+    @property
+    def file(self) -> FileData:
+        return self
+
+
 _PART_TAGS = {
     "text": "#text",
     "input_text": "#text",
     "output_text": "#text",
     "image_url": "#image",
     "input_image": "#image",
+    "video_url": "#video",
+    "file": "#file",
+    "input_file": "#input_file",
     "refusal": "#refusal",
     "thinking": "#thinking",
 }
@@ -95,12 +150,15 @@ def _part_tag(value: Any) -> str | None:
     if "type" in value:
         kind = value["type"]
         return _PART_TAGS.get(kind) if isinstance(kind, str) else None
-    return next((_PART_TAGS[key] for key in ("text", "image_url") if key in value), None)
+    return next((_PART_TAGS[key] for key in ("text", "image_url", "video_url", "file") if key in value), None)
 
 
 Part = Annotated[
     Annotated[TextPart, Tag("#text")]
     | Annotated[ImagePart, Tag("#image")]
+    | Annotated[VideoPart, Tag("#video")]
+    | Annotated[FilePart, Tag("#file")]
+    | Annotated[InputFilePart, Tag("#input_file")]
     | Annotated[RefusalPart, Tag("#refusal")]
     | Annotated[ThinkingPart, Tag("#thinking")],
     Discriminator(
@@ -206,6 +264,14 @@ class SamplingFields(_Model):
         return salt
 
 
+class MediaIoKwargs(_Model):
+    """vLLM's and LMDeploy's options for all media of a kind; those in a part win."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    video: VideoOptions | None = None
+
+
 class ChatCompletionRequest(SamplingFields):
     """Body of `POST /v1/chat/completions`.  Undeclared keys are kept: see `refused_key`, `unknown_keys`."""
 
@@ -219,6 +285,7 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     service_tier: str | None = None
+    media_io_kwargs: MediaIoKwargs | None = None
 
 
 # Key -> values that ask for nothing; any other value is refused.
@@ -250,7 +317,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
     "logits_processors": (None, []),
     "mm_processor_kwargs": (None, {}),
-    "media_io_kwargs": (None, {}),
     "prompt_logprobs": (None,),
     "truncate_prompt_tokens": (None,),
     "return_token_ids": (None, False),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gateway.conversation import Text, Turn
+from gateway.conversation import Clip, Document, Medium, Picture, Text, Turn, is_upload
 from gateway.errors import RequestError
 from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
 from gateway.model_info import ModelInfo
 from gateway.schema import ChatCompletionRequest, SamplingFields
 from protos import encoder_pb2, language_model_pb2
 from protos.errors import ModelError
-from protos.options import MAX_MESSAGE_BYTES
+from protos.options import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES
 
 _FINISH_REASONS = {
     language_model_pb2.FINISH_REASON_STOP: "stop",
@@ -40,6 +40,12 @@ _SAME_NAME = (
 _PART_PARAMS = {
     ".image.tiling.min_tiles": ".image_url.min_dynamic_patch",
     ".image.tiling.max_tiles": ".image_url.max_dynamic_patch",
+    ".video.tiling.max_tiles": ".video_url.max_dynamic_patch",
+    ".document.tiling.max_tiles": ".file.max_dynamic_patch",
+    ".video.sampling.num_frames": ".video_url.num_frames",
+    ".video.sampling.fps": ".video_url.fps",
+    ".video.sampling.start_s": ".video_url.start_s",
+    ".video.sampling.end_s": ".video_url.end_s",
 }
 # More than a role, or than tiling options and tags with lengths, take in a message.
 MESSAGE_OVERHEAD_BYTES = 64
@@ -72,8 +78,13 @@ def generate_request(
 
 def _most_bytes(turn: Turn) -> int:
     """At least what the turn takes in a message; a character takes at most 4 bytes of UTF-8."""
-    sizes = (4 * len(part.text) if isinstance(part, Text) else len(part.data) for part in turn.parts)
-    return MESSAGE_OVERHEAD_BYTES + sum(MESSAGE_OVERHEAD_BYTES + size for size in sizes)
+    return MESSAGE_OVERHEAD_BYTES + sum(MESSAGE_OVERHEAD_BYTES + _size(part) for part in turn.parts)
+
+
+def _size(part: Text | Medium) -> int:
+    if isinstance(part, Text):
+        return 4 * len(part.text)
+    return 0 if is_upload(part) else len(part.data)
 
 
 def _fill(message: language_model_pb2.Message, turn: Turn) -> None:
@@ -83,9 +94,53 @@ def _fill(message: language_model_pb2.Message, turn: Turn) -> None:
         if isinstance(part, Text):
             added.text = part.text
             continue
-        tiling = encoder_pb2.TilingOptions(min_tiles=part.min_tiles, max_tiles=part.max_tiles)
-        added.image.tiling.CopyFrom(tiling)
-        added.image.data = part.data
+        if isinstance(part, Picture):
+            _fill_picture(added.image, part)
+        elif isinstance(part, Clip):
+            _fill_clip(added.video, part)
+        else:
+            _fill_document(added.document, part)
+
+
+def _fill_picture(image: language_model_pb2.Image, picture: Picture) -> None:
+    tiling = encoder_pb2.TilingOptions(min_tiles=picture.min_tiles, max_tiles=picture.max_tiles)
+    image.tiling.CopyFrom(tiling)
+    image.data = picture.data
+
+
+def _fill_clip(video: language_model_pb2.Video, clip: Clip) -> None:
+    video.tiling.CopyFrom(encoder_pb2.TilingOptions(max_tiles=clip.max_tiles))
+    sampling = encoder_pb2.FrameSampling(
+        num_frames=clip.num_frames, fps=clip.fps, start_s=clip.start_s, end_s=clip.end_s
+    )
+    video.sampling.CopyFrom(sampling)
+    _fill_source(video, clip)
+
+
+def _fill_document(document: language_model_pb2.Document, plain: Document) -> None:
+    document.tiling.CopyFrom(encoder_pb2.TilingOptions(max_tiles=plain.max_tiles))
+    _fill_source(document, plain)
+
+
+def _fill_source(
+    message: language_model_pb2.Video | language_model_pb2.Document, medium: Clip | Document
+) -> None:
+    if medium.upload:
+        message.upload = medium.upload
+    else:
+        message.data = medium.data
+
+
+def uploads_of(turns: Sequence[Turn]) -> list[bytes]:
+    """What must be uploaded before the request is sent."""
+    parts = [part for turn in turns for part in turn.parts]
+    return [part.data for part in parts if isinstance(part, Clip | Document) and part.upload]
+
+
+def upload_messages(data: bytes, cache_salt: bytes) -> Iterator[language_model_pb2.UploadMediaRequest]:
+    yield language_model_pb2.UploadMediaRequest(cache_salt=cache_salt, num_bytes=len(data))
+    for start in range(0, len(data), MAX_CHUNK_BYTES):
+        yield language_model_pb2.UploadMediaRequest(data=data[start : start + MAX_CHUNK_BYTES])
 
 
 def _sampling(chat: ChatCompletionRequest) -> language_model_pb2.SamplingParams:
@@ -131,7 +186,7 @@ def _message_param(match: re.Match[str], turns: Sequence[Turn]) -> str:
         return part.param
     if rest in _PART_PARAMS:
         return part.param + _PART_PARAMS[rest]
-    return part.url_param if rest.startswith(".image") else part.param
+    return part.url_param if rest.startswith((".image", ".video", ".document")) else part.param
 
 
 def event_from_proto(
@@ -178,4 +233,5 @@ def model_info_from_proto(response: language_model_pb2.GetLanguageModelResponse)
         max_media_bytes=response.max_request_bytes,
         max_tiles=response.max_tiles,
         encoders_ready=response.encoders_ready,
+        max_upload_bytes=response.max_upload_bytes,
     )

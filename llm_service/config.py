@@ -191,6 +191,30 @@ class EncoderPoolConfig:
 
 
 @dataclass(frozen=True)
+class UploadConfig:
+    """What UploadMedia may leave in memory, and for how long."""
+
+    max_upload_bytes: int = field(default=128 << 20, metadata={"help": "most bytes of one uploaded medium"})
+    max_uploads_mib: int = field(default=1024, metadata={"help": "memory for uploaded media, MiB"})
+    max_caller_uploads_mib: int = field(
+        default=512, metadata={"help": "memory for the uploaded media of one host or TLS identity, MiB"}
+    )
+    upload_ttl_s: float = field(
+        default=300.0, metadata={"help": "seconds that an uploaded medium is kept after it came or was used"}
+    )
+    upload_timeout_s: float = field(
+        default=30.0, metadata={"help": "seconds between two messages of an upload"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_upload_bytes", "max_uploads_mib", "max_caller_uploads_mib"):
+            _require_at_least(name, getattr(self, name), 1)
+        for name in ("upload_ttl_s", "upload_timeout_s"):
+            if not getattr(self, name) > 0:  # NaN is not
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     model: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
     served_model_name: str = field(
@@ -220,19 +244,22 @@ class LLMConfig:
             "requests fail and health says NOT_SERVING"
         },
     )
-    max_images: int = field(default=64, metadata={"help": "most pictures of a request"})
+    max_images: int = field(default=64, metadata={"help": "most pictures, videos and documents of a request"})
     max_image_tiles: int = field(
-        default=40, metadata={"help": "most tiles that a request may ask for per picture"}
+        default=40, metadata={"help": "most tiles that a request may ask for per picture, frame or page"}
+    )
+    max_video_frames: int = field(
+        default=128, metadata={"help": "most frames that a request may ask for per video"}
     )
     max_request_bytes: int = field(default=32 << 20, metadata={"help": "inline media of a request, bytes"})
-
+    uploads: UploadConfig = field(default_factory=UploadConfig)
     request_timeout_s: float = field(
         default=3600.0, metadata={"help": "seconds after which a request is given up, whatever it waits for"}
     )
 
     def __post_init__(self) -> None:
         _require_one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
-        for name in ("max_images", "max_image_tiles", "max_request_bytes"):
+        for name in ("max_images", "max_image_tiles", "max_video_frames", "max_request_bytes"):
             _require_at_least(name, getattr(self, name), 1)
         if self.max_request_bytes > MAX_REQUEST_BYTES:
             raise ValueError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -19,6 +21,7 @@ from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
 from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
+from protos.media import FrameSampling, MediaKind
 from protos.options import MAX_CHUNK_BYTES
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
@@ -27,8 +30,16 @@ from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_byte
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
 TICK_S = 0.1
+# A network that moves less is taken for one that has failed.
+MIN_UPLOAD_BYTES_S = 8 << 20
 # Details of the status that grpc.aio makes up when a write fails.
 WRITE_FAILED = "Internal error from Core"
+
+_KINDS = {
+    MediaKind.IMAGE: encoder_pb2.MEDIA_KIND_IMAGE,
+    MediaKind.VIDEO: encoder_pb2.MEDIA_KIND_VIDEO,
+    MediaKind.DOCUMENT: encoder_pb2.MEDIA_KIND_DOCUMENT,
+}
 
 T = TypeVar("T")
 
@@ -45,11 +56,24 @@ class Picture:
     use_thumbnail: bool
     content_hash: bytes
     fingerprint: bytes  # that the hash was made with
+    kind: MediaKind = MediaKind.IMAGE
+    sampling: FrameSampling | None = None  # of a video
 
 
 @dataclass(frozen=True)
 class PictureLayout:
     tokens_per_tile: tuple[int, ...]
+    part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
+
+    @property
+    def num_tiles_of_parts(self) -> tuple[int, ...]:
+        """A picture is its only part."""
+        return self.part_tiles or (len(self.tokens_per_tile),)
+
+    @property
+    def tokens_per_part(self) -> list[int]:
+        tokens = iter(self.tokens_per_tile)
+        return [sum(islice(tokens, count)) for count in self.num_tiles_of_parts]
 
     @property
     def num_tokens(self) -> int:
@@ -116,7 +140,7 @@ class EncodeStream:
         self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
         self._call.add_done_callback(self._ending.note)
         try:
-            async with asyncio.timeout(self._config.layout_timeout_s):
+            async with asyncio.timeout(self._layout_timeout_s):
                 event = await self._read()
         except TimeoutError:
             raise Unavailable("the encoder did not read the pictures' headers in time") from None
@@ -215,6 +239,12 @@ class EncodeStream:
         else:
             self._lease.give_back([frame.tile.slot])
 
+    @property
+    def _layout_timeout_s(self) -> float:
+        """The media have to get there first, and those of a stream may be 100 MiB."""
+        num_bytes = sum(len(picture.data) for picture in self._pictures)
+        return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S
+
     def _open_message(
         self,
         metadata: dict[str, str],
@@ -225,13 +255,14 @@ class EncodeStream:
     ) -> encoder_pb2.EncodeRequest:
         media = [
             encoder_pb2.Medium(
-                kind=encoder_pb2.MEDIA_KIND_IMAGE,
+                kind=_KINDS[picture.kind],
                 num_bytes=len(picture.data),
                 tiling=encoder_pb2.TilingOptions(
                     min_tiles=picture.min_tiles,
                     max_tiles=picture.max_tiles,
                     use_thumbnail=picture.use_thumbnail,
                 ),
+                sampling=_sampling(picture.sampling),
             )
             for picture in self._pictures
         ]
@@ -325,7 +356,7 @@ class EncodeStream:
             self._lease.close()
             self._lease = None
         self._dtype = dtype_from_proto(layout.dtype)
-        self._layouts = [PictureLayout(tuple(medium.tokens_per_tile)) for medium in layout.media]
+        self._layouts = [_picture_layout(medium) for medium in layout.media]
 
     def _tile_ids(self) -> list[TileId]:
         return [
@@ -387,6 +418,25 @@ class EncodeStream:
                 self._verdict = DeadlineExceeded("the encoder took too long for a tile")
         assert self._call is not None
         self._call.cancel()
+
+
+def _picture_layout(medium: encoder_pb2.MediumLayout) -> PictureLayout:
+    part_tiles = tuple(part.num_tiles for part in medium.parts)
+    if part_tiles and (sum(part_tiles) != len(medium.tokens_per_tile) or 0 in part_tiles):
+        raise Unavailable("the encoder's layout contradicts itself")
+    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles)
+
+
+def _sampling(sampling: FrameSampling | None) -> encoder_pb2.FrameSampling | None:
+    """As resolved here, so that both halves hash the same."""
+    if sampling is None:
+        return None
+    return encoder_pb2.FrameSampling(
+        num_frames=sampling.num_frames,
+        fps=sampling.fps or None,
+        start_s=sampling.start_s,
+        end_s=sampling.end_s if sampling.end_s < math.inf else None,
+    )
 
 
 def _ranges(tiles: Sequence[TileId]) -> list[encoder_pb2.TileRange]:

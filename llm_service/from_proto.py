@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from llm_service.generation import GenerationInput, ImageInput
-from llm_service.prompt import ImagePart, Message, TextPart
+from llm_service.generation import GenerationInput, MediumInput
+from llm_service.prompt import DocumentPart, ImagePart, MediaPart, Message, TextPart, VideoPart
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2, language_model_pb2
-from protos.errors import ContextLengthExceeded, InvalidRequest
+from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
+from protos.media import DEFAULT_NUM_FRAMES, FrameSampling, MediaKind
 from protos.preprocessing import Preprocessing
 from protos.request_context import Metadata
 
 MAX_CACHE_SALT_BYTES = 1024
+
+_WireMedium = language_model_pb2.Image | language_model_pb2.Video | language_model_pb2.Document
+# (cache salt, SHA-256) to the medium that was uploaded; None where there is none.
+FindUpload = Callable[[bytes, bytes], bytes | None]
+
+_PARTS: dict[str, Callable[[int], MediaPart]] = {
+    "image": ImagePart,
+    "video": VideoPart,
+    "document": DocumentPart,
+}
+_NAMES = {MediaKind.IMAGE: "picture", MediaKind.VIDEO: "video", MediaKind.DOCUMENT: "document"}
+_SAMPLING_FIELDS = ("num_frames", "fps", "start_s", "end_s")
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,7 @@ class RequestLimits:
     max_images: int
     max_image_tiles: int
     max_request_bytes: int
+    max_video_frames: int
 
 
 def generation_from_proto(
@@ -32,8 +46,13 @@ def generation_from_proto(
     limits: RequestLimits,
     defaults: SamplingParams,
     metadata: Metadata,
+    find_upload: FindUpload,
 ) -> GenerationInput:
-    """`defaults` are for unset sampling fields.  Raises InvalidRequest naming the first wrong field."""
+    """`defaults` are for unset sampling fields.
+
+    Raises:
+        InvalidRequest, NotFound: name the first wrong field.
+    """
     if bool(request.messages) == bool(request.prompt_token_ids):
         raise InvalidRequest("give either messages or prompt_token_ids", field="messages")
     if len(request.cache_salt) > MAX_CACHE_SALT_BYTES:
@@ -48,12 +67,11 @@ def generation_from_proto(
         )
     _check_token_ids(request.prompt_token_ids, limits.vocab_size, "prompt_token_ids")
     messages = messages_from_proto(request.messages)
-    images = list(_images(request.messages, preprocessing, limits))
-    _check_images(images, limits)
+    media = list(_media(request, preprocessing, limits, find_upload))
     return GenerationInput(
         messages=messages,
         prompt_token_ids=list(request.prompt_token_ids),
-        images=images,
+        media=media,
         params=params,
         priority=request.priority,
         cache_salt=request.cache_salt,
@@ -73,7 +91,7 @@ def detokenize_from_proto(request: language_model_pb2.DetokenizeRequest, limits:
 
 
 def messages_from_proto(messages: Iterable[language_model_pb2.Message]) -> list[Message]:
-    """Images are numbered in the order they appear.  Raises InvalidRequest for an empty part."""
+    """Media are numbered in the order they appear.  Raises InvalidRequest for an empty part."""
     indexes = count()
     return [
         Message(
@@ -121,34 +139,71 @@ def sampling_params_from_proto(
     )
 
 
-def _part(part: language_model_pb2.Part, indexes: Iterator[int], field: str) -> TextPart | ImagePart:
+def _part(part: language_model_pb2.Part, indexes: Iterator[int], field: str) -> TextPart | MediaPart:
     kind = part.WhichOneof("part")
     if kind == "text":
         return TextPart(part.text)
-    if kind == "image":
-        return ImagePart(next(indexes))
-    raise InvalidRequest("a part must be text or image", field=field)
+    if kind in _PARTS:
+        return _PARTS[kind](next(indexes))
+    raise InvalidRequest("a part must be text, image, video or document", field=field)
 
 
-def _images(
-    messages: Iterable[language_model_pb2.Message], preprocessing: Preprocessing, limits: RequestLimits
-) -> Iterator[ImageInput]:
-    for position, message in enumerate(messages):
+def _media(
+    request: language_model_pb2.GenerateRequest,
+    preprocessing: Preprocessing,
+    limits: RequestLimits,
+    find_upload: FindUpload,
+) -> Iterator[MediumInput]:
+    """With every limit of one medium and of all."""
+    num_media = num_inline_bytes = 0
+    for position, message in enumerate(request.messages):
         for number, part in enumerate(message.parts):
-            if part.WhichOneof("part") == "image":
-                field = f"messages[{position}].parts[{number}].image"
-                yield _image(part.image, preprocessing, limits, field)
+            name = part.WhichOneof("part")
+            if name not in _PARTS:
+                continue
+            field = f"messages[{position}].parts[{number}].{name}"
+            num_media += 1
+            if num_media > limits.max_images:
+                raise InvalidRequest(f"more than {limits.max_images} pictures are not allowed", field=field)
+            wire: _WireMedium = getattr(part, name)
+            data = _data(wire, MediaKind(name), request.cache_salt, find_upload, field)
+            num_inline_bytes += len(data) if wire.WhichOneof("source") == "data" else 0
+            if num_inline_bytes > limits.max_request_bytes:
+                raise InvalidRequest(
+                    f"at most {limits.max_request_bytes} bytes of media are allowed in a request",
+                    field=f"{field}.data",
+                )
+            yield _medium(wire, data, MediaKind(name), preprocessing, limits, field)
 
 
-def _image(
-    image: language_model_pb2.Image, preprocessing: Preprocessing, limits: RequestLimits, field: str
-) -> ImageInput:
-    data = image.data  # every access copies
-    if not data:
-        raise InvalidRequest("the picture is empty", field=f"{field}.data")
-    tiling = image.tiling
-    min_tiles = _tiles(tiling, "min_tiles", preprocessing.min_tiles, limits, field)
-    max_tiles = _tiles(tiling, "max_tiles", max(preprocessing.max_tiles, min_tiles), limits, field)
+def _data(
+    medium: _WireMedium, kind: MediaKind, cache_salt: bytes, find_upload: FindUpload, field: str
+) -> bytes:
+    if medium.WhichOneof("source") != "upload":
+        data: bytes = medium.data  # every access copies
+        if not data:
+            raise InvalidRequest(f"the {_NAMES[kind]} is empty", field=f"{field}.data")
+        return data
+    found = find_upload(cache_salt, medium.upload)
+    if found is None:
+        message = "there is no such upload under this cache salt, or it has been forgotten"
+        raise NotFound(message, field=f"{field}.upload")
+    return found
+
+
+def _medium(
+    medium: _WireMedium,
+    data: bytes,
+    kind: MediaKind,
+    preprocessing: Preprocessing,
+    limits: RequestLimits,
+    field: str,
+) -> MediumInput:
+    tiling = medium.tiling
+    default_max = 1 if kind is MediaKind.VIDEO else preprocessing.max_tiles
+    default_min = min(preprocessing.min_tiles, default_max)
+    min_tiles = _tiles(tiling, "min_tiles", default_min, limits, field)
+    max_tiles = _tiles(tiling, "max_tiles", max(default_max, min_tiles), limits, field)
     if not tiling.HasField("min_tiles"):
         min_tiles = min(min_tiles, max_tiles)
     if min_tiles > max_tiles:
@@ -157,7 +212,25 @@ def _image(
             field=f"{field}.tiling.min_tiles",
         )
     thumbnail = tiling.use_thumbnail if tiling.HasField("use_thumbnail") else preprocessing.use_thumbnail
-    return ImageInput(data, min_tiles, max_tiles, thumbnail, field)
+    sampling = None
+    if isinstance(medium, language_model_pb2.Video):
+        sampling = _sampling(medium.sampling, limits.max_video_frames, f"{field}.sampling")
+    return MediumInput(data, min_tiles, max_tiles, thumbnail, field, kind, sampling)
+
+
+def _sampling(sampling: encoder_pb2.FrameSampling, max_frames: int, field: str) -> FrameSampling:
+    """At a number of frames a second, as many as are allowed."""
+    given = {name: getattr(sampling, name) for name in _SAMPLING_FIELDS if sampling.HasField(name)}
+    given.setdefault("num_frames", max_frames if "fps" in given else min(DEFAULT_NUM_FRAMES, max_frames))
+    if given.get("fps") == 0:
+        raise InvalidRequest("fps must be above 0", field=f"{field}.fps")
+    if given["num_frames"] > max_frames:
+        message = f"num_frames is {given['num_frames']}, must be in [1, {max_frames}]"
+        raise InvalidRequest(message, field=f"{field}.num_frames")
+    try:
+        return FrameSampling(**given)
+    except ValueError as error:
+        raise InvalidRequest(str(error), field=f"{field}.{str(error).partition(' ')[0]}") from None
 
 
 def _tiles(
@@ -169,22 +242,6 @@ def _tiles(
             f"{name} is {value}, must be in [1, {limits.max_image_tiles}]", field=f"{field}.tiling.{name}"
         )
     return value
-
-
-def _check_images(images: list[ImageInput], limits: RequestLimits) -> None:
-    if len(images) > limits.max_images:
-        raise InvalidRequest(
-            f"{len(images)} pictures, at most {limits.max_images} are allowed",
-            field=images[limits.max_images].field,
-        )
-    num_bytes = 0
-    for image in images:
-        num_bytes += len(image.data)
-        if num_bytes > limits.max_request_bytes:
-            raise InvalidRequest(
-                f"at most {limits.max_request_bytes} bytes of pictures are allowed in a request",
-                field=f"{image.field}.data",
-            )
 
 
 def _check_token_ids(token_ids: Iterable[int], vocab_size: int, field: str) -> None:

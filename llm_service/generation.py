@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -23,6 +24,7 @@ from llm_service.sampling_params import SamplingParams
 from llm_service.tokenizer import Tokenizer
 from protos.errors import ContextLengthExceeded, DeadlineExceeded, ModelError, ServingError
 from protos.fingerprint import content_hash
+from protos.media import FrameSampling, MediaKind
 from protos.request_context import Metadata
 
 # Some 50 ms of tokenization.
@@ -32,21 +34,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ImageInput:
-    """A picture with its tiling options resolved; `field` is its path in the request, for errors."""
+class MediumInput:
+    """A picture, video or document, options resolved; `field` is its path in the request, for errors."""
 
     data: bytes
     min_tiles: int
     max_tiles: int
     use_thumbnail: bool
     field: str
+    kind: MediaKind = MediaKind.IMAGE
+    sampling: FrameSampling | None = None  # of a video
 
 
 @dataclass(frozen=True)
 class GenerationInput:
     messages: list[Message]  # empty when prompt_token_ids are given
     prompt_token_ids: list[int]
-    images: list[ImageInput]  # in the order of the messages' ImageParts
+    media: list[MediumInput]  # in the order of the messages' media parts
     params: SamplingParams
     priority: int
     cache_salt: bytes
@@ -244,16 +248,22 @@ class Generation:
         self._engine_request.store_tile(self._grants.pop(tile), embeds)
 
     def _fail(self, error: ServingError) -> None:
-        assert self._engine_request is not None
         error.field = self._own_field(error.field)
-        self._engine_request.post(error)
+        if self._engine_request is None:
+            self.error = self.error or error  # while the prompt of known lengths is made
+        else:
+            self._engine_request.post(error)
 
     async def _prompt_input(self) -> PromptInput:
         request, prompts = self._request, self._backends.prompts
         text, pictures = await self._text_and_pictures()
         layouts = await self._layout(pictures) if pictures else []
+        if any(layout.part_tiles for layout in layouts):  # only now it is known how many frames there are
+            text = await self._text([len(layout.num_tiles_of_parts) for layout in layouts])
+            if self.error is not None:  # meanwhile
+                raise self.error
         # No await from here to `submit`: the encoder's errors go to the engine request.
-        prompt = text.expand([layout.num_tokens for layout in layouts])
+        prompt = text.expand([tokens for layout in layouts for tokens in layout.tokens_per_part])
         self._clock.laid_out_ns = time.monotonic_ns()
         tiles = list(self._tiles(prompt.placeholders, pictures, layouts))
         eos = () if request.params.ignore_eos else prompts.default_stop_token_ids
@@ -269,7 +279,7 @@ class Generation:
 
     async def _text_and_pictures(self) -> tuple[PromptLayout, list[Picture]]:
         """At the same time; the text refuses a bad conversation before an encoder is bothered."""
-        if not self._request.images:
+        if not self._request.media:
             return await self._text(), []
         hashing = asyncio.create_task(self._pictures())
         try:
@@ -279,13 +289,13 @@ class Generation:
             hashing.cancel()
             await asyncio.gather(hashing, return_exceptions=True)
 
-    async def _text(self) -> PromptLayout:
+    async def _text(self, num_parts: Sequence[int] | None = None) -> PromptLayout:
         prompts = self._backends.prompts
         if self._request.messages:
             # Megabytes of text take seconds: other requests' tokens must not wait for them.
             executor = self._backends.long_texts if self._has_long_text() else None
             loop = asyncio.get_running_loop()
-            text = await loop.run_in_executor(executor, prompts.layout, self._request.messages)
+            text = await loop.run_in_executor(executor, prompts.layout, self._request.messages, num_parts)
         else:
             text = PromptLayout(self._request.prompt_token_ids, [], prompts.context_id)
         self._max_tokens(text.num_text_tokens)
@@ -308,7 +318,7 @@ class Generation:
 
     async def _pictures(self) -> list[Picture]:
         fingerprint = await self._backends.encoders.fingerprint()
-        return await asyncio.to_thread(_hash_pictures, self._request.images, fingerprint)
+        return await asyncio.to_thread(_hash_media, self._request.media, fingerprint)
 
     async def _layout(self, pictures: list[Picture]) -> list[PictureLayout]:
         self._encoding = Encoding(
@@ -330,10 +340,10 @@ class Generation:
 
     def _own_field(self, field: str | None) -> str | None:
         """The encoder counts media, the caller's request has messages and parts; it knows no other field."""
-        for medium, image in enumerate(self._request.images):
-            prefix = f"media[{medium}]"
+        for number, medium in enumerate(self._request.media):
+            prefix = f"media[{number}]"
             if field is not None and field.startswith(prefix):
-                return image.field + field.removeprefix(prefix)
+                return medium.field + field.removeprefix(prefix)
         return "messages" if field == "media" else None
 
     def _tiles(
@@ -343,14 +353,16 @@ class Generation:
         layouts: Sequence[PictureLayout],
     ) -> Iterator[PromptTile]:
         salt = len(self._request.cache_salt).to_bytes(4, "little") + self._request.cache_salt
-        media = zip(placeholders, pictures, layouts, strict=True)
-        for medium, (placeholder, picture, layout) in enumerate(media):
-            offset = placeholder.offset
-            for tile, num_tokens in enumerate(layout.tokens_per_tile):
-                self._tile_ids.append(TileId(medium, tile))
-                key = salt + picture.content_hash + tile.to_bytes(4, "little")
-                yield PromptTile(key, offset, num_tokens)
-                offset += num_tokens
+        places = iter(placeholders)
+        for medium, (picture, layout) in enumerate(zip(pictures, layouts, strict=True)):
+            tiles = enumerate(layout.tokens_per_tile)
+            for num_tiles in layout.num_tiles_of_parts:
+                offset = next(places).offset
+                for tile, num_tokens in islice(tiles, num_tiles):
+                    self._tile_ids.append(TileId(medium, tile))
+                    key = salt + picture.content_hash + tile.to_bytes(4, "little")
+                    yield PromptTile(key, offset, num_tokens)
+                    offset += num_tokens
 
 
 class _Clock:
@@ -383,15 +395,25 @@ class _Clock:
         )
 
 
-def _hash_pictures(images: Sequence[ImageInput], fingerprint: bytes) -> list[Picture]:
+def _hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Picture]:
     return [
         Picture(
-            image.data,
-            image.min_tiles,
-            image.max_tiles,
-            image.use_thumbnail,
-            content_hash(image.data, image.min_tiles, image.max_tiles, image.use_thumbnail, fingerprint),
+            medium.data,
+            medium.min_tiles,
+            medium.max_tiles,
+            medium.use_thumbnail,
+            content_hash(
+                medium.data,
+                medium.min_tiles,
+                medium.max_tiles,
+                medium.use_thumbnail,
+                fingerprint,
+                medium.kind,
+                medium.sampling,
+            ),
             fingerprint,
+            medium.kind,
+            medium.sampling,
         )
-        for image in images
+        for medium in media
     ]

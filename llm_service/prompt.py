@@ -1,4 +1,6 @@
-"""Messages to token ids, with one run of placeholder ids for every image, as the reference lays them out.
+"""Messages to token ids, with one run of placeholder ids for every picture, as the reference lays them out.
+
+Frames of a video and pages of a document are pictures, too; how many there are is told from outside.
 
 Text of a message is never trusted: if it spells a special token or an image marker, it stays text.
 Knows nothing about pixels; how many visual tokens an image takes is told from outside.
@@ -17,6 +19,8 @@ from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
 from protos.errors import InvalidRequest, ModelError
 
 ROLES = ("system", "user", "assistant")
+# InternVL's examples and the -HF processor have it so; a template ends the line behind each picture.
+FRAME_LABEL = "Frame{}: "
 
 # Words of InternVL's grounding language, which users write: `<ref>the cat</ref>`. They steer nothing.
 GROUNDING_TOKENS = frozenset(("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"))
@@ -39,14 +43,31 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class VideoPart:
+    """Numbered among the images; each frame is a picture behind its label."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """Numbered among the images; each page is a picture."""
+
+    index: int
+
+
+MediaPart = ImagePart | VideoPart | DocumentPart
+
+
+@dataclass(frozen=True)
 class Message:
     role: str
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[TextPart | MediaPart, ...]
 
 
 @dataclass(frozen=True)
 class PlaceholderRange:
-    """Positions [offset, offset + length) of one image's visual tokens, without `<img>` and `</img>`."""
+    """Positions [offset, offset + length) of one picture's visual tokens, without `<img>` and `</img>`."""
 
     offset: int
     length: int
@@ -69,7 +90,7 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """A prompt before the images' sizes are known: one placeholder id where each image belongs."""
+    """A prompt before the pictures' sizes are known: one placeholder id where each picture belongs."""
 
     token_ids: list[int]
     image_offsets: list[int]
@@ -81,7 +102,7 @@ class PromptLayout:
         return len(self.token_ids) - len(self.image_offsets)
 
     def expand(self, image_tokens: Sequence[int]) -> Prompt:
-        """Give image i its `image_tokens[i]` visual tokens.
+        """Give picture i its `image_tokens[i]` visual tokens.
 
         Raises:
             ModelError: the number of placeholders would differ from the number of visual tokens.
@@ -148,21 +169,30 @@ class PromptBuilder:
         template = load_template(checkpoint, tokenizer.named_tokens)
         return cls(tokenizer, template, image_tokens, _eos_ids(checkpoint))
 
-    def build(self, messages: Sequence[Message], image_tokens: Sequence[int]) -> Prompt:
-        """Token ids of the conversation; image i takes `image_tokens[i]` visual tokens.
+    def build(
+        self,
+        messages: Sequence[Message],
+        image_tokens: Sequence[int],
+        num_parts: Sequence[int] | None = None,
+    ) -> Prompt:
+        """Token ids of the conversation; picture i takes `image_tokens[i]` visual tokens.
 
         Raises:
             InvalidRequest: no messages, an unknown role, an image outside a user message.
             ModelError: placeholders and visual tokens do not match in number.
         """
-        return self.layout(messages).expand(image_tokens)
+        return self.layout(messages, num_parts).expand(image_tokens)
 
-    def layout(self, messages: Sequence[Message]) -> PromptLayout:
-        """What `build` can say before any image's size is known; raises as it does."""
-        turns = [self._turn(position, message) for position, message in enumerate(messages)]
+    def layout(self, messages: Sequence[Message], num_parts: Sequence[int] | None = None) -> PromptLayout:
+        """What `build` can say before any picture's size is known; raises as it does.
+
+        Medium i has `num_parts[i]` frames or pages; one each as long as nobody knows.
+        """
+        counts = num_parts or [1] * _num_media(messages)
+        turns = [self._turn(position, message, counts) for position, message in enumerate(messages)]
         if not turns:
             raise InvalidRequest("at least one message is needed", field="messages")
-        num_images = _num_images(messages)
+        num_images = sum(counts)
         rendered = self._marker.sub(lambda _: self._image_text, self._template.render(turns))
         ids = self._encode(rendered)
         offsets = [offset for offset, token_id in enumerate(ids) if token_id == self.context_id]
@@ -180,27 +210,29 @@ class PromptBuilder:
         bos_ids = self._tokenizer.bos_ids
         return ids if ids[: len(bos_ids)] == bos_ids else bos_ids + ids
 
-    def _turn(self, position: int, message: Message) -> Turn:
+    def _turn(self, position: int, message: Message, counts: Sequence[int]) -> Turn:
         if message.role not in ROLES:
             known = ", ".join(ROLES)
             raise InvalidRequest(f"role must be one of {known}", field=f"messages[{position}].role")
         for number, part in enumerate(message.parts):
-            if isinstance(part, ImagePart) and message.role != "user":
+            if isinstance(part, MediaPart) and message.role != "user":
                 field = f"messages[{position}].parts[{number}]"
                 raise InvalidRequest("images are allowed in user messages only", field=field)
-        return Turn(message.role, tuple(self._content(message.parts)))
+        return Turn(message.role, tuple(self._content(message.parts, counts)))
 
-    def _content(self, parts: Iterable[TextPart | ImagePart]) -> Iterator[str | None]:
+    def _content(self, parts: Iterable[TextPart | MediaPart], counts: Sequence[int]) -> Iterator[str | None]:
         """Neighbouring texts become one before hiding: together they may spell a special token."""
         text = ""
         for part in parts:
             if isinstance(part, TextPart):
                 text += part.text
                 continue
-            if text:
-                yield self._hide(text)
-            yield None
-            text = ""
+            for number in range(1, counts[part.index] + 1):
+                text += FRAME_LABEL.format(number) if isinstance(part, VideoPart) else ""
+                if text:
+                    yield self._hide(text)
+                yield None
+                text = ""
         if text:
             yield self._hide(text)
 
@@ -213,11 +245,11 @@ class PromptBuilder:
         return _HIDDEN.sub(lambda match: self._hidden[int(match.group(1))], text)
 
 
-def _num_images(messages: Iterable[Message]) -> int:
+def _num_media(messages: Iterable[Message]) -> int:
     parts = [part for message in messages for part in message.parts]
-    indexes = [part.index for part in parts if isinstance(part, ImagePart)]
+    indexes = [part.index for part in parts if isinstance(part, MediaPart)]
     if indexes != list(range(len(indexes))):
-        raise ModelError(f"images are not numbered in the order they appear: {indexes}")
+        raise ModelError(f"media are not numbered in the order they appear: {indexes}")
     return len(indexes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from llm_service.encoding import LayoutCache
 from llm_service.engine_client import EngineClient
 from llm_service.engine_processes import EngineProcesses
 from llm_service.from_proto import (
+    MAX_CACHE_SALT_BYTES,
     RequestLimits,
     detokenize_from_proto,
     generation_from_proto,
@@ -26,15 +27,17 @@ from llm_service.from_proto import (
 from llm_service.generation import Backends, Generation, GenerationUsage
 from llm_service.generation_config import read_generation_config
 from llm_service.metrics import count_usage, watch_load
-from llm_service.prompt import ImagePart, Message, PromptBuilder
+from llm_service.prompt import Message, PromptBuilder, TextPart
 from llm_service.sampling_params import SamplingParams
 from llm_service.session import Session
 from llm_service.to_proto import event_to_proto
 from llm_service.tokenizer import load_tokenizer
+from llm_service.uploads import UploadStore
 from protos import encoder_pb2, language_model_pb2, language_model_pb2_grpc
 from protos.checkpoint import Checkpoint, open_checkpoint
-from protos.errors import InvalidRequest, Unavailable
+from protos.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from protos.fingerprint import FingerprintBase, language_digest
+from protos.options import MAX_CHUNK_BYTES
 from protos.preprocessing import Preprocessing
 from protos.request_context import Metadata, accept_request_id, outgoing_metadata, request_id_of
 from protos.server import Server, shutdown_signal
@@ -53,7 +56,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
-    """Generate, Session, Tokenize, Detokenize, GetModel."""
+    """Generate, Session, UploadMedia, Tokenize, Detokenize, GetModel."""
 
     def __init__(
         self,
@@ -74,7 +77,9 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
             max_images=config.max_images,
             max_image_tiles=config.max_image_tiles,
             max_request_bytes=config.max_request_bytes,
+            max_video_frames=config.max_video_frames,
         )
+        self._uploads = UploadStore(config.uploads)
 
     async def Generate(
         self, request: language_model_pb2.GenerateRequest, context: Context
@@ -103,6 +108,49 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
                     yield response
         finally:
             self._sessions.discard(session)
+
+    async def UploadMedia(
+        self, requests: AsyncIterator[language_model_pb2.UploadMediaRequest], context: Context
+    ) -> language_model_pb2.UploadMediaResponse:
+        async with rpc_errors(context):
+            try:
+                return await self._take_upload(requests, _caller(context))
+            except (InvalidRequest, Overloaded):
+                await self._discard(requests)
+                raise
+
+    async def _discard(self, requests: AsyncIterator[language_model_pb2.UploadMediaRequest]) -> None:
+        """A caller whose writes fail does not see our status: https://github.com/grpc/grpc/issues/36066."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._uploads.config.upload_timeout_s):
+                async for _ in requests:
+                    pass
+
+    async def _take_upload(
+        self, requests: AsyncIterator[language_model_pb2.UploadMediaRequest], caller: str
+    ) -> language_model_pb2.UploadMediaResponse:
+        first = await self._next_piece(requests) or language_model_pb2.UploadMediaRequest()
+        upload = self._uploads.begin(caller, first.cache_salt, first.num_bytes)
+        try:
+            piece: language_model_pb2.UploadMediaRequest | None = first
+            while piece is not None:
+                upload.add(_checked_piece(piece))
+                piece = await self._next_piece(requests)
+            digest = upload.finish()
+        finally:
+            upload.abandon()
+        return language_model_pb2.UploadMediaResponse(
+            upload=digest, num_bytes=upload.num_bytes, ttl_s=self._uploads.config.upload_ttl_s
+        )
+
+    async def _next_piece(
+        self, requests: AsyncIterator[language_model_pb2.UploadMediaRequest]
+    ) -> language_model_pb2.UploadMediaRequest | None:
+        try:
+            async with asyncio.timeout(self._uploads.config.upload_timeout_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceeded("the upload stalled") from None
 
     def drain(self) -> None:
         """Let sessions, which never end by themselves, end with their last request."""
@@ -155,6 +203,8 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
             sequences_running=stats.num_running,
             sequences_waiting=stats.num_waiting,
             kv_cache_usage=1 - stats.num_free_blocks / ready.num_blocks,
+            max_upload_bytes=self._config.uploads.max_upload_bytes,
+            max_video_frames=self._config.max_video_frames,
         )
 
     async def _conversation_ids(self, conversation: language_model_pb2.Conversation) -> list[int]:
@@ -173,7 +223,12 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
 
     def _generation(self, request: language_model_pb2.GenerateRequest, metadata: Metadata) -> Generation:
         plain = generation_from_proto(
-            request, self._preprocessing, self._limits, self._sampling_defaults, metadata
+            request,
+            self._preprocessing,
+            self._limits,
+            self._sampling_defaults,
+            metadata,
+            self._uploads.get,
         )
         self._refuse_placeholders(plain.prompt_token_ids)
         return Generation(plain, self._backends)
@@ -187,10 +242,27 @@ class LanguageModelServicer(language_model_pb2_grpc.LanguageModelServicer):
             )
 
 
+def _checked_piece(message: language_model_pb2.UploadMediaRequest) -> bytes:
+    data = message.data  # every access copies
+    if len(message.cache_salt) > MAX_CACHE_SALT_BYTES:
+        raise InvalidRequest(f"cache_salt: at most {MAX_CACHE_SALT_BYTES} bytes", field="cache_salt")
+    if len(data) > MAX_CHUNK_BYTES:
+        raise InvalidRequest(
+            f"a message has {len(data)} bytes, at most {MAX_CHUNK_BYTES} are allowed", field="data"
+        )
+    return data
+
+
+def _caller(context: Context) -> str:
+    """Whose budget it is: a TLS identity, else a host."""
+    identities = context.peer_identities() or ()
+    return "/".join(str(name) for name in identities) or context.peer().rpartition(":")[0]
+
+
 def _text_only(messages: list[Message]) -> list[Message]:
     for position, message in enumerate(messages):
         for number, part in enumerate(message.parts):
-            if isinstance(part, ImagePart):
+            if not isinstance(part, TextPart):
                 raise InvalidRequest(
                     "pictures cannot be tokenized", field=f"messages[{position}].parts[{number}]"
                 )

@@ -18,11 +18,15 @@ class MediaKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MEDIA_KIND_UNSPECIFIED: _ClassVar[MediaKind]
     MEDIA_KIND_IMAGE: _ClassVar[MediaKind]
+    MEDIA_KIND_VIDEO: _ClassVar[MediaKind]
+    MEDIA_KIND_DOCUMENT: _ClassVar[MediaKind]
 TRANSPORT_UNSPECIFIED: Transport
 TRANSPORT_INLINE: Transport
 TRANSPORT_SHARED_MEMORY: Transport
 MEDIA_KIND_UNSPECIFIED: MediaKind
 MEDIA_KIND_IMAGE: MediaKind
+MEDIA_KIND_VIDEO: MediaKind
+MEDIA_KIND_DOCUMENT: MediaKind
 
 class EncodeRequest(_message.Message):
     __slots__ = ("open", "chunk", "grant")
@@ -67,14 +71,28 @@ class OpenRing(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., stream: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Medium(_message.Message):
-    __slots__ = ("kind", "num_bytes", "tiling")
+    __slots__ = ("kind", "num_bytes", "tiling", "sampling")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
     kind: MediaKind
     num_bytes: int
     tiling: TilingOptions
-    def __init__(self, kind: _Optional[_Union[MediaKind, str]] = ..., num_bytes: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ...) -> None: ...
+    sampling: FrameSampling
+    def __init__(self, kind: _Optional[_Union[MediaKind, str]] = ..., num_bytes: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., sampling: _Optional[_Union[FrameSampling, _Mapping]] = ...) -> None: ...
+
+class FrameSampling(_message.Message):
+    __slots__ = ("num_frames", "fps", "start_s", "end_s")
+    NUM_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    FPS_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    num_frames: int
+    fps: float
+    start_s: float
+    end_s: float
+    def __init__(self, num_frames: _Optional[int] = ..., fps: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ...) -> None: ...
 
 class TilingOptions(_message.Message):
     __slots__ = ("min_tiles", "max_tiles", "use_thumbnail")
@@ -139,7 +157,7 @@ class Layout(_message.Message):
     def __init__(self, media: _Optional[_Iterable[_Union[MediumLayout, _Mapping]]] = ..., hidden_size: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., transport: _Optional[_Union[Transport, str]] = ...) -> None: ...
 
 class MediumLayout(_message.Message):
-    __slots__ = ("content_hash", "width", "height", "columns", "rows", "has_thumbnail", "tokens_per_tile", "final")
+    __slots__ = ("content_hash", "width", "height", "columns", "rows", "has_thumbnail", "tokens_per_tile", "final", "parts")
     CONTENT_HASH_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +166,7 @@ class MediumLayout(_message.Message):
     HAS_THUMBNAIL_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_TILE_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     content_hash: bytes
     width: int
     height: int
@@ -156,7 +175,26 @@ class MediumLayout(_message.Message):
     has_thumbnail: bool
     tokens_per_tile: _containers.RepeatedScalarFieldContainer[int]
     final: bool
-    def __init__(self, content_hash: _Optional[bytes] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., columns: _Optional[int] = ..., rows: _Optional[int] = ..., has_thumbnail: bool = ..., tokens_per_tile: _Optional[_Iterable[int]] = ..., final: bool = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[PartLayout]
+    def __init__(self, content_hash: _Optional[bytes] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., columns: _Optional[int] = ..., rows: _Optional[int] = ..., has_thumbnail: bool = ..., tokens_per_tile: _Optional[_Iterable[int]] = ..., final: bool = ..., parts: _Optional[_Iterable[_Union[PartLayout, _Mapping]]] = ...) -> None: ...
+
+class PartLayout(_message.Message):
+    __slots__ = ("width", "height", "columns", "rows", "has_thumbnail", "num_tiles", "timestamp_s")
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    HAS_THUMBNAIL_FIELD_NUMBER: _ClassVar[int]
+    NUM_TILES_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_S_FIELD_NUMBER: _ClassVar[int]
+    width: int
+    height: int
+    columns: int
+    rows: int
+    has_thumbnail: bool
+    num_tiles: int
+    timestamp_s: float
+    def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., columns: _Optional[int] = ..., rows: _Optional[int] = ..., has_thumbnail: bool = ..., num_tiles: _Optional[int] = ..., timestamp_s: _Optional[float] = ...) -> None: ...
 
 class Tile(_message.Message):
     __slots__ = ("medium", "tile", "num_tokens", "slot", "data")
@@ -241,7 +279,7 @@ class GetEncoderModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEncoderModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "compute_dtype", "payload_dtype", "hidden_size", "tokens_per_tile", "tiling", "max_tiles", "max_media", "max_media_bytes", "max_pixels", "tiles_queued", "streams_open", "payload_dtypes")
+    __slots__ = ("model", "fingerprint", "compute_dtype", "payload_dtype", "hidden_size", "tokens_per_tile", "tiling", "max_tiles", "max_media", "max_media_bytes", "max_pixels", "tiles_queued", "streams_open", "max_video_bytes", "max_video_frames", "max_document_bytes", "max_pages", "payload_dtypes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +293,10 @@ class GetEncoderModelResponse(_message.Message):
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
     TILES_QUEUED_FIELD_NUMBER: _ClassVar[int]
     STREAMS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_VIDEO_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_VIDEO_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    MAX_DOCUMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PAGES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_DTYPES_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: bytes
@@ -269,5 +311,9 @@ class GetEncoderModelResponse(_message.Message):
     max_pixels: int
     tiles_queued: int
     streams_open: int
+    max_video_bytes: int
+    max_video_frames: int
+    max_document_bytes: int
+    max_pages: int
     payload_dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.DType]
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., compute_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., payload_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., max_media: _Optional[int] = ..., max_media_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., tiles_queued: _Optional[int] = ..., streams_open: _Optional[int] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., compute_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., payload_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., max_media: _Optional[int] = ..., max_media_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., tiles_queued: _Optional[int] = ..., streams_open: _Optional[int] = ..., max_video_bytes: _Optional[int] = ..., max_video_frames: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., max_pages: _Optional[int] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ...) -> None: ...

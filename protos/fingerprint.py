@@ -1,4 +1,4 @@
-"""What names a checkpoint's half and what names a picture: SHA-256 over facts each process computes alone."""
+"""What names a checkpoint's half and what names a medium: SHA-256 over facts each process computes alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from protos import tensor_pb2
 from protos.checkpoint import Checkpoint, TensorEntry
+from protos.media import FrameSampling, MediaKind
 from protos.preprocessing import Preprocessing
 
 # Sampled per tensor: enough to tell a fine-tuned tensor from its parent, cheap for 200 GB.
@@ -70,10 +71,18 @@ def _samples(entries: list[tuple[str, TensorEntry]]) -> Iterable[bytes]:
 
 
 def content_hash(
-    data: bytes, min_tiles: int, max_tiles: int, use_thumbnail: bool, fingerprint: bytes
+    data: bytes,
+    min_tiles: int,
+    max_tiles: int,
+    use_thumbnail: bool,
+    fingerprint: bytes,
+    kind: MediaKind = MediaKind.IMAGE,
+    sampling: FrameSampling | None = None,
 ) -> bytes:
-    """32 bytes that name the visual tokens of a picture (options resolved, nothing left to defaults)."""
+    """32 bytes that name the visual tokens of a medium (options resolved, nothing left to defaults)."""
     digest = hashlib.sha256(b"tessera.v1.content")
+    if kind is not MediaKind.IMAGE:
+        digest.update(f"{kind.value}:{astuple(sampling) if sampling is not None else ()}:".encode())
     digest.update(f"{min_tiles}:{max_tiles}:{int(use_thumbnail)}:".encode())
     digest.update(fingerprint)
     digest.update(data)

@@ -17,6 +17,26 @@ FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
+class UploadMediaRequest(_message.Message):
+    __slots__ = ("cache_salt", "data", "num_bytes")
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    cache_salt: bytes
+    data: bytes
+    num_bytes: int
+    def __init__(self, cache_salt: _Optional[bytes] = ..., data: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class UploadMediaResponse(_message.Message):
+    __slots__ = ("upload", "num_bytes", "ttl_s")
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    upload: bytes
+    num_bytes: int
+    ttl_s: float
+    def __init__(self, upload: _Optional[bytes] = ..., num_bytes: _Optional[int] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "messages", "prompt_token_ids", "sampling", "priority", "cache_salt")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -42,20 +62,48 @@ class Message(_message.Message):
     def __init__(self, role: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
 
 class Part(_message.Message):
-    __slots__ = ("text", "image")
+    __slots__ = ("text", "image", "video", "document")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     text: str
     image: Image
-    def __init__(self, text: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    video: Video
+    document: Document
+    def __init__(self, text: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., video: _Optional[_Union[Video, _Mapping]] = ..., document: _Optional[_Union[Document, _Mapping]] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("data", "tiling")
+    __slots__ = ("data", "upload", "tiling")
     DATA_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     data: bytes
+    upload: bytes
     tiling: _encoder_pb2.TilingOptions
-    def __init__(self, data: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
+
+class Video(_message.Message):
+    __slots__ = ("data", "upload", "tiling", "sampling")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    upload: bytes
+    tiling: _encoder_pb2.TilingOptions
+    sampling: _encoder_pb2.FrameSampling
+    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ..., sampling: _Optional[_Union[_encoder_pb2.FrameSampling, _Mapping]] = ...) -> None: ...
+
+class Document(_message.Message):
+    __slots__ = ("data", "upload", "tiling")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    upload: bytes
+    tiling: _encoder_pb2.TilingOptions
+    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "n", "stop", "stop_token_ids", "ignore_eos", "logprobs", "skip_special_tokens", "include_stop_str_in_output")
@@ -304,7 +352,7 @@ class GetLanguageModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLanguageModelResponse(_message.Message):
-    __slots__ = ("model", "max_model_len", "max_images", "max_request_bytes", "tokens_per_tile", "tiling", "max_tiles", "encoders_ready", "sequences_running", "sequences_waiting", "kv_cache_usage")
+    __slots__ = ("model", "max_model_len", "max_images", "max_request_bytes", "tokens_per_tile", "tiling", "max_tiles", "encoders_ready", "sequences_running", "sequences_waiting", "kv_cache_usage", "max_upload_bytes", "max_video_frames")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +364,8 @@ class GetLanguageModelResponse(_message.Message):
     SEQUENCES_RUNNING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
+    MAX_UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_VIDEO_FRAMES_FIELD_NUMBER: _ClassVar[int]
     model: str
     max_model_len: int
     max_images: int
@@ -327,4 +377,6 @@ class GetLanguageModelResponse(_message.Message):
     sequences_running: int
     sequences_waiting: int
     kv_cache_usage: float
-    def __init__(self, model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_images: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., encoders_ready: _Optional[int] = ..., sequences_running: _Optional[int] = ..., sequences_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ...) -> None: ...
+    max_upload_bytes: int
+    max_video_frames: int
+    def __init__(self, model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., max_images: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., encoders_ready: _Optional[int] = ..., sequences_running: _Optional[int] = ..., sequences_waiting: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., max_upload_bytes: _Optional[int] = ..., max_video_frames: _Optional[int] = ...) -> None: ...

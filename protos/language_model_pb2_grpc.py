@@ -59,6 +59,11 @@ class LanguageModelStub(object):
                 request_serializer=protos_dot_language__model__pb2.GetLanguageModelRequest.SerializeToString,
                 response_deserializer=protos_dot_language__model__pb2.GetLanguageModelResponse.FromString,
                 _registered_method=True)
+        self.UploadMedia = channel.stream_unary(
+                '/tessera.v1.LanguageModel/UploadMedia',
+                request_serializer=protos_dot_language__model__pb2.UploadMediaRequest.SerializeToString,
+                response_deserializer=protos_dot_language__model__pb2.UploadMediaResponse.FromString,
+                _registered_method=True)
 
 
 class LanguageModelServicer(object):
@@ -101,7 +106,15 @@ class LanguageModelServicer(object):
 
     def GetModel(self, request, context):
         """Says what is loaded, with which limits, and how busy it is.
-        UploadMedia belongs to this service: a later issue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadMedia(self, request_iterator, context):
+        """Takes one large medium in pieces; requests to the same service may then name it instead of carrying it.
+        It is kept for some time after its last use, for callers with the same cache salt only.
+        RESOURCE_EXHAUSTED when there is no room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,6 +147,11 @@ def add_LanguageModelServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=protos_dot_language__model__pb2.GetLanguageModelRequest.FromString,
                     response_serializer=protos_dot_language__model__pb2.GetLanguageModelResponse.SerializeToString,
+            ),
+            'UploadMedia': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadMedia,
+                    request_deserializer=protos_dot_language__model__pb2.UploadMediaRequest.FromString,
+                    response_serializer=protos_dot_language__model__pb2.UploadMediaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -271,6 +289,33 @@ class LanguageModel(object):
             '/tessera.v1.LanguageModel/GetModel',
             protos_dot_language__model__pb2.GetLanguageModelRequest.SerializeToString,
             protos_dot_language__model__pb2.GetLanguageModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadMedia(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tessera.v1.LanguageModel/UploadMedia',
+            protos_dot_language__model__pb2.UploadMediaRequest.SerializeToString,
+            protos_dot_language__model__pb2.UploadMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

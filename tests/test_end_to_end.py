@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from deploy.demo import PICTURE as CAFE
 from deploy.embedded import embedded_checkpoint
+from tests.media_files import LOCK, bare_pdf, pdf, sound, video
 from tests.pictures import data_uri, image_part, text_part, user
 from tests.processes import ServiceProcess, Stack
 from tests.scenes import TILED, clip, receipt, sign, things
@@ -223,6 +224,92 @@ class TestSeveralPictures:
         frames = clip("green circle", direction)
         for clipped, right in ((frames, direction), (frames[::-1], opposite)):
             assert answer(client, compare(clipped, "Which way does the ball move?", "Frame{}: ")) == right
+
+
+def file_part(data: bytes, **options: Any) -> dict[str, Any]:
+    file = {"file_data": data_uri(data, "application/pdf"), "filename": "a.pdf", **options}
+    return {"type": "file", "file": file}
+
+
+def video_part(data: bytes, kind: str = "mp4", **options: Any) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": data_uri(data, f"video/{kind}"), **options}}
+
+
+WHICH_WAY = "Which way does the ball move?"
+
+
+class TestVideosAndDocuments:
+    @pytest.mark.parametrize(
+        ("kind", "codec", "direction"),
+        [
+            ("mp4", "h264", "left"),
+            ("mp4", "h264", "right"),
+            ("webm", "libvpx-vp9", "up"),
+            ("mp4", "mpeg4", "down"),
+        ],
+    )
+    def test_a_clip_is_seen_to_move(
+        self, client: openai.OpenAI, kind: str, codec: str, direction: str
+    ) -> None:
+        """Of 16 frames 4 are taken."""
+        movie = video(clip("green circle", direction, num_frames=16), 8, kind, codec)
+        seen = ask(client, user(video_part(movie, kind, num_frames=4), text_part(WHICH_WAY)))
+        assert text_of(seen) == direction and image_tokens(seen) == 4 * TOKENS_PER_TILE
+
+    def test_a_part_of_a_clip_is_another_clip(self, client: openai.OpenAI) -> None:
+        frames = clip("green circle", "left", 16) + clip("green circle", "right", 16)
+        movie = video(frames, fps=8)
+        first = video_part(movie, num_frames=4, end_s=1.9)
+        second = video_part(movie, num_frames=4, start_s=2, end_s=4)
+        assert answer(client, user(first, text_part(WHICH_WAY))) == "left"
+        assert answer(client, user(second, text_part(WHICH_WAY))) == "right"
+        paced = ask(client, user(video_part(movie, fps=2, end_s=1.9), text_part(WHICH_WAY)))
+        assert text_of(paced) == "left" and image_tokens(paced) == 4 * TOKENS_PER_TILE
+
+    def test_a_clip_seen_again_is_cached(self, client: openai.OpenAI) -> None:
+        movie = video(clip("red circle", "up", 12), fps=8)
+        messages = user(video_part(movie, num_frames=4), text_part(WHICH_WAY))
+        assert cached_tokens(ask(client, messages)) < cached_tokens(again := ask(client, messages))
+        assert text_of(again) == "up" and cached_tokens(again) > 4 * TOKENS_PER_TILE
+
+    def test_a_clip_too_large_for_a_message_is_uploaded_on_the_way(self, client: openai.OpenAI) -> None:
+        """An MP4 may hold boxes that mean nothing."""
+        padding = (6 << 20).to_bytes(4, "big") + b"free" + bytes((6 << 20) - 8)
+        movie = video(clip("green circle", "right", 16), fps=8) + padding
+        assert answer(client, user(video_part(movie, num_frames=4), text_part(WHICH_WAY))) == "right"
+
+    @pytest.mark.parametrize(("text", "dpi"), [("OPEN", 72), ("BAKERY", 144), ("FRESH\nBREAD", 144)])
+    def test_a_page_is_read(self, client: openai.OpenAI, text: str, dpi: int) -> None:
+        read = answer(client, user(file_part(pdf([sign(text)], dpi)), text_part(SAY)))
+        assert read == text.replace("\n", " ")
+
+    def test_pages_are_pictures_in_order(self, client: openai.OpenAI) -> None:
+        """The same prompt as that of the pictures one by one."""
+        paper = pdf([sign("OPEN"), sign("CLOSED")], dpi=144)
+        pages = ask(client, user(file_part(paper), text_part(SAY)))
+        pictures = ask(client, user(image_part(sign("OPEN")), image_part(sign("CLOSED")), text_part(SAY)))
+        assert pages.usage is not None and pictures.usage is not None
+        assert pages.usage.prompt_tokens == pictures.usage.prompt_tokens
+        assert text_of(pages) == text_of(pictures)
+
+    @pytest.mark.parametrize(
+        ("part", "code", "param", "words"),
+        [
+            (video_part(b"nonsense"), "invalid_video", "video_url.url", "not an MP4, MOV, WebM or Matroska"),
+            (video_part(sound()), "invalid_video", "video_url.url", "no video stream"),
+            (video_part(b"x", num_frames=1000), "invalid_value", "video_url.num_frames", "[1, 128]"),
+            (file_part(b"nonsense"), "invalid_file", "file.file_data", "not a PDF"),
+            (file_part(bare_pdf(trailer=LOCK)), "invalid_file", "file.file_data", "encrypted"),
+            (file_part(bare_pdf(num_pages=65)), "invalid_file", "file.file_data", "65 pages"),
+        ],
+    )
+    def test_what_is_wrong_is_named(
+        self, client: openai.OpenAI, part: dict[str, Any], code: str, param: str, words: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, user(text_part("a"), part))
+        assert caught.value.code == code and caught.value.param == f"messages.0.content.1.{param}"
+        assert words in caught.value.message
 
 
 class TestConversations:

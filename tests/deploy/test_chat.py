@@ -110,7 +110,7 @@ def test_quit_ends_and_an_unknown_command_shows_the_help() -> None:
 
 def test_a_picture_that_is_not_there_is_told() -> None:
     _, notes = talk(Gateway(), "/image /no/such.png\n")
-    assert notes[-1] == "no such picture: /no/such.png"
+    assert notes[-1] == "no such file: /no/such.png"
 
 
 def test_words_are_pictures_and_one_question(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_words_are_pictures_and_one_question(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["missing.JPG", "what?"], "no such picture: missing.JPG"),
+        (["missing.JPG", "what?"], "no such file: missing.JPG"),
         (["what", "is this"], "one question at most"),
     ],
 )

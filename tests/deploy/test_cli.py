@@ -60,7 +60,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "nowhere", "--encoder-max-tiles", "0"], "--encoder-max-tiles must be >= 1, got 0"),
         (["serve", "./nowhere"], "'./nowhere' is neither a folder nor a hub id"),
         (["serve", "--encoders", "other:1"], "unrecognized arguments: --encoders"),
-        (["chat", "no.png", "what?"], "no such picture: no.png"),
+        (["chat", "no.png", "what?"], "no such file: no.png"),
         (["chat", "--log-level", "loud"], "invalid choice: 'loud'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

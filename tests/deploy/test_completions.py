@@ -100,3 +100,22 @@ def test_pictures_go_before_the_text_as_data_uris(tmp_path: Path) -> None:
     assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
     assert content[0]["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(b"png").decode()
     assert content[1]["image_url"]["url"].startswith("data:application/octet-stream;base64,")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.MP4", {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,eA=="}}),
+        ("a.mkv", {"type": "video_url", "video_url": {"url": "data:video/x-matroska;base64,eA=="}}),
+        (
+            "a.pdf",
+            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,eA=="}},
+        ),
+    ],
+)
+def test_videos_and_documents_go_as_what_they_are(tmp_path: Path, name: str, expected: Any) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    assert user_message("what?", [tmp_path / name])["content"] == [
+        expected,
+        {"type": "text", "text": "what?"},
+    ]

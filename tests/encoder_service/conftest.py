@@ -18,6 +18,7 @@ from tests.encoder_service.kernel_tests import KERNEL_TESTS
 from tests.interpreter import CAN_RUN_KERNELS
 
 IMAGE_SIZE = 56
+DECODER_TESTS = ("test_video_file.py", "test_pdf_file.py")
 KINDS: dict[str, dict[str, Any]] = {
     "300m": {"norm_type": "layer_norm", "use_qk_norm": False, "attention_bias": True},
     "6b": {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False},
@@ -51,8 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    is_kernel_test = collection_path.as_posix().endswith(KERNEL_TESTS)
-    return True if is_kernel_test and find_spec("triton") is None else None
+    """What cannot even be imported on a machine without these packages."""
+    path = collection_path.as_posix()
+    if path.endswith(KERNEL_TESTS) and find_spec("triton") is None:
+        return True
+    has_decoders = find_spec("av") is not None and find_spec("pypdfium2") is not None
+    return True if path.endswith(DECODER_TESTS) and not has_decoders else None
 
 
 @pytest.fixture(scope="session")

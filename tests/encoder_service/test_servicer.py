@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -15,8 +17,10 @@ import grpc
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 from prometheus_client import REGISTRY
 
+from encoder_service.container_limits import ContainerLimits
 from encoder_service.media import ImageLimits, decode_image
 from encoder_service.tiling import TileCutter, TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
@@ -47,6 +51,7 @@ from tests.encoder_service.wire import (
     start,
     until,
 )
+from tests.media_files import LOCK, bare_pdf, number_to_grey, numbered_frames, pdf, sound, video
 from tests.processes import ServiceProcess
 
 PICTURE = gradient()
@@ -821,3 +826,142 @@ class TestServe:
             assert await asyncio.to_thread(process.process.wait, 10) == 0
         finally:
             process.kill()
+
+
+def video_medium(data: bytes, **sampling: Any) -> encoder_pb2.Medium:
+    return encoder_pb2.Medium(
+        kind=encoder_pb2.MEDIA_KIND_VIDEO,
+        num_bytes=len(data),
+        sampling=encoder_pb2.FrameSampling(**sampling),
+    )
+
+
+def document_medium(data: bytes, **tiling: Any) -> encoder_pb2.Medium:
+    return encoder_pb2.Medium(
+        kind=encoder_pb2.MEDIA_KIND_DOCUMENT,
+        num_bytes=len(data),
+        tiling=encoder_pb2.TilingOptions(**tiling),
+    )
+
+
+def values(answer: Answer) -> dict[tuple[int, int], float]:
+    """Of each tile the first element, which is its mean pixel."""
+    floats = [float(torch.frombuffer(bytearray(data), dtype=torch.float32)[0]) for data in answer.payloads]
+    return dict(zip(answer.tiles, floats, strict=True))
+
+
+class TestVideosAndDocuments:
+    FRAMES = numbered_frames(24)
+    MP4 = video(FRAMES)
+    PDF = pdf([Image.new("RGB", (280, 140), "white"), Image.new("RGB", (140, 140), "black")])
+
+    async def test_frames_are_tiles_of_one_medium(self, service: Service) -> None:
+        media = [video_medium(self.MP4, num_frames=6)]
+        call = await start(service, [self.MP4], media=media, initial_credit=2)
+        [layout] = (await read_layout(call)).media
+        assert [(part.columns, part.rows, part.num_tiles) for part in layout.parts] == [(1, 1, 1)] * 6
+        assert [round(part.timestamp_s * 8) for part in layout.parts] == [1, 5, 9, 13, 16, 20]
+        assert list(layout.tokens_per_tile) == [1] * 6 and (layout.width, layout.height) == (64, 48)
+        await send(call, grant((0, 2, 4)))
+        means = values(await finish(call))
+        greys = [number_to_grey(number, 24) for number in (1, 5, 9, 13, 16, 20)]
+        assert list(means) == [(0, tile) for tile in range(6)]
+        assert [means[0, tile] for tile in range(6)] == pytest.approx(greys, abs=3)
+
+    async def test_only_the_granted_frames_come_and_they_are_the_same(self, service: Service) -> None:
+        """What a failure of an encoder leaves to be done: its missing tiles, from another one."""
+        media = [video_medium(self.MP4, num_frames=24)]
+        whole = await start(service, [self.MP4], media=media, initial_credit=24)
+        await read_layout(whole)
+        expected = values(await finish(whole))
+        partial_call = await start(service, [self.MP4], media=media)
+        await read_layout(partial_call)
+        await send(partial_call, grant((0, 20, 2), (0, 3, 1)))
+        some = values(await finish(partial_call))
+        assert list(some) == [(0, 20), (0, 21), (0, 3)]
+        assert all(expected[tile] == value for tile, value in some.items())
+
+    async def test_pages_are_tiled_like_pictures(self, service: Service) -> None:
+        call = await start(service, [self.PDF], media=[document_medium(self.PDF)], initial_credit=99)
+        [layout] = (await read_layout(call)).media
+        wide, square = layout.parts
+        assert (wide.width, wide.height, wide.columns, wide.rows) == (560, 280, 4, 2)
+        assert (wide.has_thumbnail, wide.num_tiles, square.columns, square.rows) == (True, 9, 3, 3)
+        assert len(layout.tokens_per_tile) == wide.num_tiles + square.num_tiles
+        means = values(await finish(call))
+        assert [means[0, tile] > 200 for tile in range(19)] == [True] * 9 + [False] * 10
+
+    async def test_kinds_mix_in_one_stream(self, service: Service) -> None:
+        picture = encoder_pb2.Medium(kind=encoder_pb2.MEDIA_KIND_IMAGE, num_bytes=len(PICTURE))
+        media = [video_medium(self.MP4), picture, document_medium(self.PDF, max_tiles=1)]
+        call = await start(service, [self.MP4, PICTURE, self.PDF], media=media, initial_credit=99)
+        layout = await read_layout(call)
+        counts = [len(medium.tokens_per_tile) for medium in layout.media]
+        assert counts == [8, NUM_TILES, 2]
+        answer = await finish(call)
+        assert answer.tiles == [(medium, tile) for medium in range(3) for tile in range(counts[medium])]
+        assert answer.timings is not None and answer.timings.decode_ns > 0
+
+    async def test_the_content_hash_covers_kind_and_sampling(self, service: Service) -> None:
+        hashes = set()
+        for sampling in ({}, {"num_frames": 4}, {"fps": 2.0}, {"start_s": 1.0}, {"end_s": 2.0}):
+            layout = await layout_of(service, [self.MP4], media=[video_medium(self.MP4, **sampling)])
+            hashes.add(layout.media[0].content_hash)
+        assert len(hashes) == 5
+        stated = await layout_of(service, [self.MP4], media=[video_medium(self.MP4, num_frames=8, start_s=0)])
+        assert stated.media[0].content_hash in hashes
+
+    @pytest.mark.parametrize(
+        ("data", "kind", "message"),
+        [
+            (b"nonsense", encoder_pb2.MEDIA_KIND_VIDEO, "this is not an MP4, MOV, WebM or Matroska video"),
+            (PICTURE, encoder_pb2.MEDIA_KIND_DOCUMENT, "this is not a PDF document"),
+            (sound(), encoder_pb2.MEDIA_KIND_VIDEO, "the file has no video stream"),
+            (bare_pdf(trailer=LOCK), encoder_pb2.MEDIA_KIND_DOCUMENT, "the PDF is encrypted"),
+            (bare_pdf(num_pages=65), encoder_pb2.MEDIA_KIND_DOCUMENT, "the PDF has 65 pages; at most 64"),
+        ],
+    )
+    async def test_a_bad_file_is_named(self, service: Service, data: bytes, kind: Any, message: str) -> None:
+        medium = encoder_pb2.Medium(kind=kind, num_bytes=len(data))
+        refused = await refusal(await start(service, [data], media=[medium]))
+        assert isinstance(refused, InvalidRequest) and refused.field == "media[0].data"
+        assert refused.message.startswith(message)
+        await works(service)
+
+    async def test_corrupt_frames_are_named_when_they_are_wanted(self, service: Service) -> None:
+        begin = self.MP4.index(b"mdat") + 4
+        broken = self.MP4[:begin] + bytes(400) + self.MP4[begin + 400 :]
+        call = await start(service, [broken], media=[video_medium(broken)], initial_credit=8)
+        await read_layout(call)
+        refused = await refusal(call)
+        assert isinstance(refused, InvalidRequest) and refused.field == "media[0].data"
+
+    async def test_a_caller_that_leaves_takes_its_decoder_along(self, service: Service) -> None:
+        await layout_of(service, [self.MP4], media=[video_medium(self.MP4)])
+        processes = service.servicer._workers.containers.processes
+        [pid] = processes.pids
+        os.kill(pid, signal.SIGSTOP)
+        call = await start(service, [self.MP4], media=[video_medium(self.MP4)])
+        await until(lambda: not processes._idle)
+        call.cancel()
+        await until(lambda: pid not in processes.pids)
+        await service.until_idle()
+
+
+class TestVideoLimits:
+    @pytest.mark.parametrize(
+        ("medium", "field"),
+        [
+            (video_medium(bytes(5001)), "media[0].data"),
+            (document_medium(bytes(6001)), "media[0].data"),
+            (video_medium(b"x", num_frames=0), "media[0].sampling.num_frames"),
+            (video_medium(b"x", num_frames=11), "media[0].sampling.num_frames"),
+            (video_medium(b"x", fps=-1), "media[0].sampling.fps"),
+            (video_medium(b"x", start_s=2, end_s=1), "media[0].sampling.end_s"),
+        ],
+    )
+    async def test_each_is_named(self, checkpoint: Path, medium: encoder_pb2.Medium, field: str) -> None:
+        limits = ContainerLimits(max_video_bytes=5000, max_document_bytes=6000, max_video_frames=10)
+        async with serving(checkpoint, ScriptedVision(), container_limits=limits) as service:
+            refused = await refusal(await start(service, [], media=[medium]))
+            assert isinstance(refused, InvalidRequest) and refused.field == field

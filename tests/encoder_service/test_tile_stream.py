@@ -18,7 +18,10 @@ import torch
 from PIL import Image
 
 from encoder_service.batcher import TileBatcher
+from encoder_service.container_limits import ContainerLimits
+from encoder_service.containers import Containers
 from encoder_service.media import ImageLimits, decode_image, read_header
+from encoder_service.medium import Medium, Part
 from encoder_service.pixel_budget import PixelBudget
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
@@ -27,7 +30,6 @@ from encoder_service.tile_stream import (
     PICTURES_AHEAD,
     TILES_IN_A_ROW,
     GrantedTile,
-    Medium,
     StreamTimings,
     TileStream,
     TileWorkers,
@@ -72,13 +74,15 @@ async def bench(
     cache = TileCache(cache_bytes)
     flights = TileFlights(batcher, cache)
     threads = ThreadPoolExecutor(num_threads)
+    containers = Containers(ContainerLimits())
     workers = TileWorkers(
-        flights, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), BATCH_TILES, make_tiles
+        flights, PixelBudget(budget_bytes), threads, SIDE, ImageLimits(), containers, BATCH_TILES, make_tiles
     )
     try:
         yield Bench(vision, batcher, cache, workers)
     finally:
         vision.gate.set()
+        containers.close()
         await asyncio.to_thread(batcher.close)
         cache.close()
         threads.shutdown()
@@ -94,7 +98,8 @@ async def parts() -> AsyncIterator[Bench]:
 def medium_of(data: bytes) -> Medium:
     header = read_header(data, ImageLimits(), "data")
     plan = plan_tiles(header.width, header.height, TilingOptions(1, 12, True), SIDE)
-    return Medium(data, header.width, header.height, header.decode_bytes, plan, sha256(data).digest())
+    part = Part(header.width, header.height, plan)
+    return Medium.picture(data, sha256(data).digest(), part, header.decode_bytes)
 
 
 def tiles(medium: int, *numbers: int) -> list[GrantedTile]:
@@ -444,7 +449,8 @@ async def served(
 async def take_checked(stream: TileStream, *pictures: bytes) -> list[GrantedTile]:
     """All tiles; each has its own picture's embeddings."""
     cutters = [
-        TileCutter(decode_image(data, ImageLimits(), "data"), medium_of(data).plan, SIDE) for data in pictures
+        TileCutter(decode_image(data, ImageLimits(), "data"), medium_of(data).parts[0].plan, SIDE)
+        for data in pictures
     ]
     taken = []
     while (finished := await stream.next_tile()) is not None:

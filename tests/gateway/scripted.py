@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from protos import language_model_pb2_grpc
 from protos.errors import ServingError
 from protos.failures import error_to_failure
 from protos.options import SHARED_OPTIONS
+from protos.statuses import rpc_errors
 
 MODEL = "org/tiny-vl"
 Script = Callable[[pb.GenerateRequest], AsyncIterator[pb.GenerateResponse]]
@@ -90,6 +92,8 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         self.requests: list[pb.GenerateRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.cancels: list[int] = []
+        self.uploads: list[tuple[bytes, bytes]] = []  # (cache salt, data)
+        self.upload_error: ServingError | None = None
         self.cancelled = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
@@ -144,6 +148,18 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
             outbox.put_nowait(pb.SessionEvent(id=generate.id, failure=error_to_failure(error)))
         except Exception:
             outbox.put_nowait(None)  # as if the process had died
+
+    async def UploadMedia(
+        self, requests: AsyncIterator[pb.UploadMediaRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.UploadMediaResponse:
+        async with rpc_errors(context):
+            messages = [message async for message in requests]
+            if self.upload_error is not None:
+                raise self.upload_error
+            data = b"".join(message.data for message in messages)
+            assert messages[0].num_bytes == len(data)
+            self.uploads.append((messages[0].cache_salt, data))
+            return pb.UploadMediaResponse(upload=hashlib.sha256(data).digest(), num_bytes=len(data))
 
     async def GetModel(
         self, request: pb.GetLanguageModelRequest, context: grpc.aio.ServicerContext[Any, Any]

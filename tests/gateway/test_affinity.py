@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.affinity import PICTURE_SAMPLE_BYTES, conversation_key
+from gateway.affinity import MEDIUM_SAMPLE_BYTES, conversation_key
 from gateway.conversation import Picture, Text, Turn
 
 
@@ -39,7 +39,7 @@ def test_cache_salt_and_cache_key_tell_conversations_apart() -> None:
 
 
 def test_large_pictures_are_told_apart_by_length_and_ends() -> None:
-    blank = bytes(4 * PICTURE_SAMPLE_BYTES)
+    blank = bytes(4 * MEDIUM_SAMPLE_BYTES)
     pictures = [blank, blank + b"\0", b"\1" + blank[1:], blank[1:] + b"\1"]
     assert len({conversation_key([turn("user", picture)]) for picture in pictures}) == 4
 

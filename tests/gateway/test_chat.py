@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,6 +19,7 @@ from gateway.chat import chunk_stream
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Reply
 from gateway.config import GatewayConfig
+from gateway.conversation import UPLOAD_ABOVE_BYTES
 from gateway.events import Delta, Event, Finished, Started, Usage
 from protos import language_model_pb2 as pb
 from protos.errors import (
@@ -29,6 +31,7 @@ from protos.errors import (
     ModelError,
     NotFound,
     Overloaded,
+    ServingError,
     Unavailable,
 )
 from tests.gateway.scripted import (
@@ -48,6 +51,7 @@ from tests.gateway.scripted import (
     started,
     usage,
 )
+from tests.pictures import data_uri
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
 PNG_URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -549,3 +553,50 @@ class TestALanguageModelThatDies:
         assert response.status_code == 200 and len(chunks) == 2
         assert set(error["error"]) == {"message", "type", "param", "code"}
         assert "not reachable" in error["error"]["message"]
+
+
+def video_about(data: bytes, **fields: Any) -> dict[str, Any]:
+    part = {"type": "video_url", "video_url": {"url": data_uri(data, "video/mp4")}}
+    return {"messages": [{"role": "user", "content": [part]}], **fields}
+
+
+class TestVideos:
+    async def test_a_small_one_goes_with_the_request(self) -> None:
+        async with gateway_before() as gateway:
+            response = await gateway.post(video_about(b"mp4", media_io_kwargs={"video": {"num_frames": 3}}))
+            assert response.status_code == 200
+            [part] = gateway.llm.requests[0].messages[0].parts
+            assert (part.video.data, part.video.sampling.num_frames) == (b"mp4", 3)
+            assert not gateway.llm.uploads
+
+    async def test_a_large_one_is_uploaded_first_under_the_requests_salt(self) -> None:
+        data = bytes(UPLOAD_ABOVE_BYTES + 1)
+        async with gateway_before(info=default_info(max_upload_bytes=8 << 20)) as gateway:
+            response = await gateway.post(video_about(data, cache_salt="s"))
+            assert response.status_code == 200
+            assert gateway.llm.uploads == [(b"s", data)]
+            [part] = gateway.llm.requests[0].messages[0].parts
+            assert part.video.upload == hashlib.sha256(data).digest() and not part.video.data
+
+    async def test_an_upload_that_is_refused_is_the_requests_error(self) -> None:
+        data = bytes(UPLOAD_ABOVE_BYTES + 1)
+        async with gateway_before(info=default_info(max_upload_bytes=8 << 20)) as gateway:
+            gateway.llm.upload_error = Overloaded("no room", retry_after_s=1)
+            status, code, _, message = await gateway.error(video_about(data))
+            assert (status, code, message) == (429, "overloaded", "no room")
+            gateway.llm.upload_error = None
+            assert (await gateway.post(video_about(data))).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("error", "status", "code"),
+        [
+            (InvalidRequest("bad", field="messages[0].parts[0].video.data"), 400, "invalid_video"),
+            (NotFound("gone", field="messages[0].parts[0].video.upload"), 503, "service_unavailable"),
+        ],
+    )
+    async def test_what_the_service_finds_names_the_part(
+        self, error: ServingError, status: int, code: str
+    ) -> None:
+        async with gateway_before(replies(error)) as gateway:
+            found = await gateway.error(video_about(b"mp4"))
+            assert found[:3] == (status, code, "messages.0.content.0.video_url.url")

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
 
-from gateway.conversation import MediaLimits, Picture, Text, Turn, media_limits, read_conversation
+from gateway.conversation import (
+    UPLOAD_ABOVE_BYTES,
+    Clip,
+    Document,
+    MediaLimits,
+    Picture,
+    Text,
+    Turn,
+    is_upload,
+    media_limits,
+    read_conversation,
+)
 from gateway.errors import RequestError
 from gateway.model_info import ModelInfo
-from gateway.schema import ChatMessage
+from gateway.schema import ChatMessage, VideoOptions
+from tests.pictures import data_uri
 
 LIMITS = MediaLimits(max_images=2, max_bytes=100, max_tiles=12)
 PIXEL = "data:image/png;base64,AAAA"
@@ -141,3 +154,70 @@ def test_the_tighter_limit_holds_and_zero_is_no_limit() -> None:
     assert media_limits(model, 8, 40) == MediaLimits(3, 40, 6)
     silent = ModelInfo("m", 10, max_images=0, max_media_bytes=0, max_tiles=0, encoders_ready=1)
     assert media_limits(silent, 8, 40) == MediaLimits(8, 40, 0)
+
+
+def _video(data: bytes = b"mp4", **fields: Any) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": data_uri(data, "video/mp4"), **fields}}
+
+
+def _file(data: bytes = b"pdf", **fields: Any) -> dict[str, Any]:
+    return {"type": "file", "file": {"file_data": data_uri(data, "application/pdf"), **fields}}
+
+
+PLACE = "messages.0.content.0"
+
+
+async def test_videos_and_files_keep_their_options_and_places() -> None:
+    beside = {"type": "input_file", "file_data": "cGRm"}
+    video = _video(num_frames=4, fps=0.5, start_s=1, end_s=2, max_dynamic_patch=3)
+    limits = MediaLimits(max_images=3, max_bytes=100, max_tiles=12)
+    [turn] = await read_conversation(_messages(_user(video, _file(max_dynamic_patch=2), beside)), limits)
+    assert turn.parts == (
+        Clip(b"mp4", PLACE, f"{PLACE}.video_url.url", 3, 4, 0.5, 1, 2),
+        Document(b"pdf", "messages.0.content.1", "messages.0.content.1.file.file_data", 2),
+        Document(b"pdf", "messages.0.content.2", "messages.0.content.2.file_data"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, (16, 2.0)), ({"num_frames": 4}, (4, None)), ({"fps": 1.0}, (None, 1.0))],
+)
+async def test_a_videos_own_options_win(given: dict[str, Any], expected: tuple[Any, Any]) -> None:
+    defaults = VideoOptions(num_frames=16, fps=2.0)
+    [turn] = await read_conversation(_messages(_user(_video(**given))), LIMITS, defaults)
+    [clip] = turn.parts
+    assert isinstance(clip, Clip) and (clip.num_frames, clip.fps) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "param"),
+    [
+        (_video(bytes(110)), "video_file_too_large", f"{PLACE}.video_url.url"),
+        (_file(bytes(110)), "file_too_large", f"{PLACE}.file.file_data"),
+        (_video(start_s=2, end_s=2), "invalid_value", f"{PLACE}.video_url.end_s"),
+        (_video(max_dynamic_patch=13), "invalid_value", f"{PLACE}.video_url.max_dynamic_patch"),
+        (_file(max_dynamic_patch=13), "invalid_value", f"{PLACE}.file.max_dynamic_patch"),
+    ],
+)
+async def test_what_is_wrong_with_a_video_or_file_is_named(part: Any, code: str, param: str) -> None:
+    assert await _fault(_user(part)) == (code, param)
+
+
+@pytest.mark.parametrize("part", [_video(), _file()])
+async def test_videos_and_files_belong_in_user_messages_and_are_counted(part: dict[str, Any]) -> None:
+    fault = await _fault({"role": "assistant", "content": [part]})
+    assert fault == ("unsupported_content_part", PLACE)
+    assert await _fault(_user(part, _image(), part)) == ("too_many_images", "messages")
+
+
+async def test_large_videos_go_apart_and_leave_the_request_its_room() -> None:
+    limits = MediaLimits(3, UPLOAD_ABOVE_BYTES + 2000, 12, max_upload_bytes=2 * UPLOAD_ABOVE_BYTES)
+    large, small = _video(bytes(UPLOAD_ABOVE_BYTES + 1)), _file(bytes(UPLOAD_ABOVE_BYTES))
+    [turn] = await read_conversation(_messages(_user(large, small, _video(bytes(2001)))), limits)
+    first, second, third = turn.parts
+    assert [is_upload(part) for part in turn.parts] == [True, False, True]  # no room is left for the third
+    assert isinstance(first, Clip) and first.upload == hashlib.sha256(first.data).digest()
+    alone = MediaLimits(3, 3 * UPLOAD_ABOVE_BYTES, 12)
+    [turn] = await read_conversation(_messages(_user(large)), alone)
+    assert not is_upload(turn.parts[0])

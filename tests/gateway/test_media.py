@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from gateway.errors import RequestError
-from gateway.media import THREAD_THRESHOLD_CHARS, decode_data_uri
+from gateway.media import DOCUMENT, THREAD_THRESHOLD_CHARS, VIDEO, decode_data_uri, decode_file_data
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,41 @@ async def test_anything_else_is_refused_by_its_path(uri: str, code: str) -> None
 async def test_urls_are_said_to_be_not_enabled() -> None:
     with pytest.raises(RequestError, match="not enabled"):
         await decode_data_uri("https://example.com/cat.png", "p", 16)
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("https://example.com/clip.mp4", "invalid_video_url"),
+        ("data:image/png;base64,AAAA", "unsupported_video_media_type"),
+        ("data:video/jpeg;base64,AAAA,AAAA", "unsupported_video_media_type"),
+        ("data:video/mp4;base64,", "empty_video_file"),
+        ("data:video/mp4;base64,A", "invalid_base64_video"),
+        ("data:video/mp4;base64," + "A" * 400, "video_file_too_large"),
+    ],
+)
+async def test_what_is_no_video_is_named(uri: str, code: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        await decode_data_uri(uri, "p", 100, VIDEO)
+    assert (caught.value.error_code, caught.value.field) == (code, "p")
+
+
+@pytest.mark.parametrize("text", ["JVBERi0=", "data:application/pdf;base64,JVBERi0="])
+async def test_a_file_may_come_with_and_without_a_head(text: str) -> None:
+    assert await decode_file_data(text, "p", 100, DOCUMENT) == b"%PDF-"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "empty_file"),
+        ("https://example.com/a.pdf", "invalid_file_url"),
+        ("data:text/plain;base64,AAAA", "unsupported_file_media_type"),
+        ("AA AA", "invalid_base64_file"),
+        ("A" * 400, "file_too_large"),
+    ],
+)
+async def test_what_is_no_file_is_named(text: str, code: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        await decode_file_data(text, "p", 100, DOCUMENT)
+    assert (caught.value.error_code, caught.value.field) == (code, "p")

@@ -10,11 +10,14 @@ from pydantic import ValidationError
 from gateway.schema import (
     MAX_STOP_STRINGS,
     ChatCompletionRequest,
+    FilePart,
     ImagePart,
+    InputFilePart,
     RefusalPart,
     SamplingFields,
     TextPart,
     ThinkingPart,
+    VideoPart,
     refused_key,
     unknown_keys,
 )
@@ -34,6 +37,10 @@ def part_of(part: dict[str, Any]) -> Any:
         ({"type": "refusal", "refusal": "no"}, RefusalPart),
         ({"type": "thinking", "thinking": "hm", "signature": "x"}, ThinkingPart),
         ({"type": "input_image", "image_url": "u"}, ImagePart),
+        ({"type": "video_url", "video_url": {"url": "u"}}, VideoPart),
+        ({"video_url": "u"}, VideoPart),
+        ({"type": "file", "file": {"file_data": "d", "filename": "f", "file_id": None}}, FilePart),
+        ({"type": "input_file", "file_data": "d", "filename": "f"}, InputFilePart),
         ({"text": "both keys", "image_url": "u"}, TextPart),
         ({"type": "image_url", "text": "the type decides", "image_url": "u"}, ImagePart),
     ],
@@ -113,3 +120,13 @@ def test_the_first_key_at_fault_is_the_one_named() -> None:
 def test_a_key_is_unknown_only_if_it_is_neither_refused_nor_ignored() -> None:
     extra = {"store": True, "tools": [], "guided_new": None, "brand_new": 1, "Tools": []}
     assert unknown_keys(extra) == ["brand_new", "Tools"]
+
+
+def test_options_of_a_video_are_those_of_other_servers() -> None:
+    url = {"url": "u", "num_frames": 16, "fps": 1, "start_s": 2, "end_s": 4.5, "max_dynamic_patch": 2}
+    assert part_of({"type": "video_url", "video_url": url}).video_url.model_dump() == url
+    body = {"messages": [{"role": "user", "content": "a"}], "media_io_kwargs": {"video": {"num_frames": 4}}}
+    kwargs = ChatCompletionRequest.model_validate(body).media_io_kwargs
+    assert kwargs is not None and kwargs.video is not None and kwargs.video.num_frames == 4
+    with pytest.raises(ValidationError):
+        ChatCompletionRequest.model_validate(body | {"media_io_kwargs": {"image": {"mode": "L"}}})

@@ -7,15 +7,23 @@ from typing import Any
 
 import pytest
 
-from gateway.conversation import Picture, Text, Turn
+from gateway.conversation import Clip, Document, Picture, Text, Turn
 from gateway.errors import RequestError
 from gateway.events import Delta, Finished, Started, TokenLogprob, Usage
 from gateway.parsing import parse_request
 from gateway.schema import ChatCompletionRequest
-from gateway.translate import event_from_proto, generate_request, model_info_from_proto, param_of
+from gateway.translate import (
+    event_from_proto,
+    generate_request,
+    model_info_from_proto,
+    param_of,
+    upload_messages,
+    uploads_of,
+)
+from protos import encoder_pb2
 from protos import language_model_pb2 as pb
 from protos.errors import ModelError
-from protos.options import MAX_MESSAGE_BYTES
+from protos.options import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from tests.gateway.scripted import default_info, delta, finished, started, usage
 
 PLACE = "messages.1.content"
@@ -182,3 +190,53 @@ def test_what_the_model_says_about_itself() -> None:
     info = model_info_from_proto(default_info(encoders_ready=3))
     assert (info.id, info.max_model_len, info.max_images) == ("org/tiny-vl", 4096, 4)
     assert (info.max_media_bytes, info.max_tiles, info.encoders_ready) == (4 << 20, 12, 3)
+
+
+MEDIA = (
+    Turn(
+        "user",
+        (
+            Clip(b"mp4", f"{PLACE}.0", f"{PLACE}.0.video_url.url", 2, 4, 0.5, 1.0, 2.0),
+            Clip(b"large", f"{PLACE}.1", f"{PLACE}.1.video_url.url", upload=b"digest"),
+            Document(b"pdf", f"{PLACE}.2", f"{PLACE}.2.file.file_data", 3),
+            Document(b"huge", f"{PLACE}.3", f"{PLACE}.3.file.file_data", upload=b"other"),
+        ),
+    ),
+)
+
+
+def test_videos_and_documents_become_parts() -> None:
+    first, second, third, fourth = generate_request(_chat(), MEDIA, "id").messages[0].parts
+    sampling = encoder_pb2.FrameSampling(num_frames=4, fps=0.5, start_s=1.0, end_s=2.0)
+    assert first.video.data == b"mp4" and first.video.sampling == sampling
+    assert first.video.tiling.max_tiles == 2
+    assert second.video == pb.Video(
+        upload=b"digest", tiling=encoder_pb2.TilingOptions(), sampling=encoder_pb2.FrameSampling()
+    )
+    assert (third.document.data, third.document.tiling.max_tiles) == (b"pdf", 3)
+    assert fourth.document == pb.Document(upload=b"other", tiling=encoder_pb2.TilingOptions())
+    assert uploads_of(MEDIA) == [b"large", b"huge"]
+
+
+def test_an_upload_is_cut_into_messages() -> None:
+    data = bytes(range(256)) * 5000
+    first, *others = upload_messages(data, b"salt")
+    assert (first.cache_salt, first.num_bytes) == (b"salt", len(data))
+    assert b"".join(message.data for message in others) == data
+    assert max(len(message.data) for message in others) == MAX_CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("messages[0].parts[0].video.data", "0.video_url.url"),
+        ("messages[0].parts[1].video.upload", "1.video_url.url"),
+        ("messages[0].parts[0].video.sampling.num_frames", "0.video_url.num_frames"),
+        ("messages[0].parts[0].video.sampling.end_s", "0.video_url.end_s"),
+        ("messages[0].parts[0].video.tiling.max_tiles", "0.video_url.max_dynamic_patch"),
+        ("messages[0].parts[2].document.data", "2.file.file_data"),
+        ("messages[0].parts[2].document.tiling.max_tiles", "2.file.max_dynamic_patch"),
+    ],
+)
+def test_fields_of_media_are_paths_into_the_body(field: str, param: str) -> None:
+    assert param_of(field, _chat(), MEDIA) == f"{PLACE}.{param}"

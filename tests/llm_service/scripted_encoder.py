@@ -19,6 +19,7 @@ from protos.encoder_rpc import add_encoder_servicer
 from protos.errors import InvalidRequest, NotFound
 from protos.fingerprint import content_hash
 from protos.frames import EncodeEvent, TileFrame
+from protos.media import FrameSampling, MediaKind
 from protos.options import SHARED_OPTIONS
 from protos.statuses import rpc_errors
 from protos.tensors import tensor_bytes
@@ -48,6 +49,13 @@ def tile_values(data: bytes, tile: int) -> torch.Tensor:
     base = int.from_bytes(hashlib.sha256(data + bytes([tile])).digest()[:2], "little")
     values = base * 8 + torch.arange(TOKENS_PER_TILE * HIDDEN_SIZE)
     return values.view(TOKENS_PER_TILE, HIDDEN_SIZE).float()
+
+
+KINDS = {
+    pb.MEDIA_KIND_IMAGE: MediaKind.IMAGE,
+    pb.MEDIA_KIND_VIDEO: MediaKind.VIDEO,
+    pb.MEDIA_KIND_DOCUMENT: MediaKind.DOCUMENT,
+}
 
 
 @dataclass
@@ -102,9 +110,12 @@ class EncoderSide:
                     announced.tiling.max_tiles,
                     announced.tiling.use_thumbnail,
                     self.fingerprint,
+                    KINDS[announced.kind],
+                    sampling_of(announced),
                 ),
                 tokens_per_tile=[TOKENS_PER_TILE] * self.num_tiles,
                 final=True,
+                parts=[] if is_picture(announced) else [pb.PartLayout(num_tiles=1)] * self.num_tiles,
             )
             for data, announced in zip(self.media, self.opening.media, strict=True)
         ]
@@ -120,6 +131,17 @@ class EncoderSide:
         payload = tensor_bytes(tile_values(bytes(self.media[tile.medium]), tile.tile))
         header = pb.Tile(medium=tile.medium, tile=tile.tile, num_tokens=TOKENS_PER_TILE)
         return TileFrame(header, payload)
+
+
+def is_picture(medium: pb.Medium) -> bool:
+    return medium.kind == pb.MEDIA_KIND_IMAGE
+
+
+def sampling_of(medium: pb.Medium) -> FrameSampling | None:
+    if medium.kind != pb.MEDIA_KIND_VIDEO:
+        return None
+    given = {descriptor.name: value for descriptor, value in medium.sampling.ListFields()}
+    return FrameSampling(**given)
 
 
 Script = Callable[[EncoderSide], AsyncIterator[EncodeEvent]]

@@ -16,16 +16,22 @@ from llm_service.from_proto import (
     messages_from_proto,
     sampling_params_from_proto,
 )
-from llm_service.generation import GenerationInput, ImageInput
-from llm_service.prompt import ImagePart, Message, TextPart
+from llm_service.generation import GenerationInput, MediumInput
+from llm_service.prompt import DocumentPart, ImagePart, Message, TextPart, VideoPart
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
-from protos.errors import ContextLengthExceeded, InvalidRequest
+from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
+from protos.media import DEFAULT_NUM_FRAMES, FrameSampling, MediaKind
 from protos.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 LIMITS = RequestLimits(
-    vocab_size=100, max_model_len=1000, max_images=3, max_image_tiles=40, max_request_bytes=64
+    vocab_size=100,
+    max_model_len=1000,
+    max_images=3,
+    max_image_tiles=40,
+    max_request_bytes=64,
+    max_video_frames=50,
 )
 METADATA = (("x-request-id", "r"),)
 
@@ -56,6 +62,10 @@ def user(*parts: pb.Part) -> pb.Message:
     return pb.Message(role="user", parts=parts)
 
 
+def find_upload(cache_salt: bytes, digest: bytes) -> bytes | None:
+    return b"uploaded" if (cache_salt, digest) == (b"salt", b"digest") else None
+
+
 def read(
     request: pb.GenerateRequest,
     defaults: Preprocessing | None = None,
@@ -63,7 +73,7 @@ def read(
     sampling: SamplingParams | None = None,
 ) -> GenerationInput:
     return generation_from_proto(
-        request, defaults or preprocessing(), limits, sampling or SamplingParams(), METADATA
+        request, defaults or preprocessing(), limits, sampling or SamplingParams(), METADATA, find_upload
     )
 
 
@@ -93,7 +103,7 @@ class TestRequest:
             Message("assistant", (TextPart("c"),)),
             Message("user", (ImagePart(2),)),
         ]
-        assert [(i.data, i.field) for i in got.images] == [
+        assert [(i.data, i.field) for i in got.media] == [
             (b"1", "messages[1].parts[1].image"),
             (b"2", "messages[1].parts[3].image"),
             (b"3", "messages[3].parts[0].image"),
@@ -103,7 +113,7 @@ class TestRequest:
 
     def test_token_ids_instead_of_messages(self) -> None:
         got = read(pb.GenerateRequest(prompt_token_ids=[0, 99]))
-        assert got.prompt_token_ids == [0, 99] and got.messages == [] and got.images == []
+        assert got.prompt_token_ids == [0, 99] and got.messages == [] and got.media == []
 
     def test_exactly_one_of_them(self) -> None:
         assert field_of_refusal(pb.GenerateRequest()) == "messages"
@@ -137,13 +147,13 @@ class TestImages:
 
     def test_too_many_pictures_name_the_first_that_is_one_too_many(self) -> None:
         fits = [user(image(), image()), user(image())]
-        assert len(read(pb.GenerateRequest(messages=fits)).images) == 3
+        assert len(read(pb.GenerateRequest(messages=fits)).media) == 3
         request = pb.GenerateRequest(messages=[*fits, user(text("a"), image())])
         assert field_of_refusal(request) == "messages[2].parts[1].image"
 
     def test_too_many_bytes_name_the_first_that_does_not_fit(self) -> None:
         fits = pb.GenerateRequest(messages=[user(image(b"x" * 32), image(b"x" * 32))])
-        assert len(read(fits).images) == 2
+        assert len(read(fits).media) == 2
         request = pb.GenerateRequest(messages=[user(image(b"x" * 32), image(b"x" * 33), image(b"x"))])
         assert field_of_refusal(request) == "messages[0].parts[1].image.data"
 
@@ -166,8 +176,8 @@ class TestImages:
         self, defaults: Preprocessing, tiling: dict[str, Any], expected: tuple[int, int, bool]
     ) -> None:
         request = pb.GenerateRequest(messages=[user(image(b"png", **tiling))])
-        [got] = read(request, defaults).images
-        assert got == ImageInput(b"png", *expected, field="messages[0].parts[0].image")
+        [got] = read(request, defaults).media
+        assert got == MediumInput(b"png", *expected, field="messages[0].parts[0].image")
 
     @pytest.mark.parametrize(
         ("tiling", "name"),
@@ -183,6 +193,95 @@ class TestImages:
     def test_tiling_out_of_range(self, tiling: dict[str, Any], name: str) -> None:
         request = pb.GenerateRequest(messages=[user(text("a")), user(image(b"png", **tiling))])
         assert field_of_refusal(request) == f"messages[1].parts[0].image.tiling.{name}"
+
+
+def video(data: bytes = b"mp4", **fields: Any) -> pb.Part:
+    return pb.Part(video=pb.Video(data=data, **fields))
+
+
+def sampling(**fields: Any) -> encoder_pb2.FrameSampling:
+    return encoder_pb2.FrameSampling(**fields)
+
+
+class TestVideosAndDocuments:
+    def test_they_are_numbered_among_the_pictures(self) -> None:
+        document = pb.Part(document=pb.Document(data=b"pdf"))
+        got = read(pb.GenerateRequest(messages=[user(image(), video()), user(document, text("a"))]))
+        assert [message.parts for message in got.messages] == [
+            (ImagePart(0), VideoPart(1)),
+            (DocumentPart(2), TextPart("a")),
+        ]
+        kinds = [MediaKind.IMAGE, MediaKind.VIDEO, MediaKind.DOCUMENT]
+        assert [(medium.kind, medium.data) for medium in got.media] == list(
+            zip(kinds, (b"png", b"mp4", b"pdf"), strict=True)
+        )
+        assert got.media[2].field == "messages[1].parts[0].document"
+
+    @pytest.mark.parametrize(
+        ("wire", "expected"),
+        [
+            ({}, FrameSampling(DEFAULT_NUM_FRAMES)),
+            ({"num_frames": 50}, FrameSampling(50)),
+            ({"fps": 0.5}, FrameSampling(50, fps=0.5)),  # as many as are allowed
+            ({"fps": 2, "num_frames": 4}, FrameSampling(4, fps=2)),
+            ({"start_s": 1, "end_s": 3}, FrameSampling(DEFAULT_NUM_FRAMES, start_s=1, end_s=3)),
+        ],
+    )
+    def test_sampling_is_resolved(self, wire: dict[str, Any], expected: FrameSampling) -> None:
+        [got] = read(pb.GenerateRequest(messages=[user(video(sampling=sampling(**wire)))])).media
+        assert got.sampling == expected
+
+    def test_frames_take_one_tile_and_pages_the_checkpoints(self) -> None:
+        document = pb.Part(document=pb.Document(data=b"pdf"))
+        media = read(pb.GenerateRequest(messages=[user(video(), document)]), preprocessing(2, 6)).media
+        assert [(medium.min_tiles, medium.max_tiles) for medium in media] == [(1, 1), (2, 6)]
+        four = video(tiling=encoder_pb2.TilingOptions(max_tiles=4))
+        [medium] = read(pb.GenerateRequest(messages=[user(four)])).media
+        assert (medium.min_tiles, medium.max_tiles) == (1, 4)
+
+    @pytest.mark.parametrize(
+        ("fields", "name"),
+        [
+            ({"num_frames": 0}, "num_frames"),
+            ({"num_frames": 51}, "num_frames"),
+            ({"fps": 0}, "fps"),
+            ({"fps": float("nan")}, "fps"),
+            ({"start_s": -1}, "start_s"),
+            ({"start_s": 2, "end_s": 1}, "end_s"),
+        ],
+    )
+    def test_impossible_samplings_are_named(self, fields: dict[str, Any], name: str) -> None:
+        request = pb.GenerateRequest(messages=[user(text("a"), video(sampling=sampling(**fields)))])
+        assert field_of_refusal(request) == f"messages[0].parts[1].video.sampling.{name}"
+
+    def test_all_media_count_together(self) -> None:
+        request = pb.GenerateRequest(messages=[user(*[video()] * 3, image())])
+        assert field_of_refusal(request) == "messages[0].parts[3].image"
+        large = pb.GenerateRequest(messages=[user(image(b"x" * 40), video(b"x" * 25))])
+        assert field_of_refusal(large) == "messages[0].parts[1].video.data"
+        empty = pb.GenerateRequest(messages=[user(video(b""))])
+        assert field_of_refusal(empty) == "messages[0].parts[0].video.data"
+
+
+class TestUploads:
+    @pytest.mark.parametrize("name", ["image", "video", "document"])
+    def test_an_upload_stands_for_its_data(self, name: str) -> None:
+        kind = {"image": pb.Image, "video": pb.Video, "document": pb.Document}[name]
+        part = pb.Part(**{name: kind(upload=b"digest")})
+        [medium] = read(pb.GenerateRequest(messages=[user(part)], cache_salt=b"salt")).media
+        assert medium.data == b"uploaded"
+
+    @pytest.mark.parametrize(("salt", "digest"), [(b"", b"digest"), (b"salt", b"other"), (b"salt", b"")])
+    def test_an_unknown_one_is_not_found(self, salt: bytes, digest: bytes) -> None:
+        part = pb.Part(video=pb.Video(upload=digest))
+        with pytest.raises(NotFound) as caught:
+            read(pb.GenerateRequest(messages=[user(part)], cache_salt=salt))
+        assert caught.value.field == "messages[0].parts[0].video.upload"
+
+    def test_its_bytes_are_not_the_requests(self) -> None:
+        parts = [pb.Part(video=pb.Video(upload=b"digest")), image(b"x" * 60)]
+        request = pb.GenerateRequest(messages=[user(*parts)], cache_salt=b"salt")
+        assert len(read(request).media) == 2
 
 
 OF_THE_CHECKPOINT = SamplingParams(

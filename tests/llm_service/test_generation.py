@@ -27,7 +27,7 @@ from llm_service.generation import (
     GenerationInput,
     GenerationStarted,
     GenerationUsage,
-    ImageInput,
+    MediumInput,
 )
 from llm_service.prompt import ImagePart, Message, PromptBuilder, PromptLayout, TextPart
 from llm_service.sampling_params import SamplingParams
@@ -68,8 +68,8 @@ def ask(
     return GenerationInput(
         messages=[] if token_ids else [Message("user", tuple(parts))],
         prompt_token_ids=list(token_ids),
-        images=[
-            ImageInput(data, 1, 12, True, f"messages[0].parts[{number}].image")
+        media=[
+            MediumInput(data, 1, 12, True, f"messages[0].parts[{number}].image")
             for number, data in enumerate(pictures)
         ],
         params=SamplingParams(**params),
@@ -118,11 +118,11 @@ class HeldPrompts:
         self.default_stop_token_ids = prompts.default_stop_token_ids
         self.released = threading.Event()
 
-    def layout(self, messages: list[Message]) -> PromptLayout:
+    def layout(self, messages: list[Message], num_parts: list[int] | None = None) -> PromptLayout:
         if any(isinstance(part, TextPart) and len(part.text) > LONG_TEXT_CHARS for part in messages[0].parts):
             self.released.wait()
             raise InvalidRequest("held", field="messages")
-        return self._prompts.layout(messages)
+        return self._prompts.layout(messages, num_parts)
 
 
 async def run(backends: Backends, request: GenerationInput) -> Answer:
@@ -511,7 +511,7 @@ async def test_the_pictures_are_freed_without_the_collector(leave_early: bool) -
         gc.disable()
         try:
             generation = Generation(ask("what", CAT), it.backends)
-            image = weakref.ref(generation._request.images[0])
+            image = weakref.ref(generation._request.media[0])
             events = generation.run()
             async for event in events:
                 if leave_early and isinstance(event, ChoiceDelta):

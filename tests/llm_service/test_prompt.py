@@ -13,13 +13,16 @@ from PIL import Image
 from transformers import AutoProcessor, InternVLProcessor, PreTrainedTokenizerFast
 
 from llm_service.prompt import (
+    DocumentPart,
     ImagePart,
     ImageTokens,
+    MediaPart,
     Message,
     PlaceholderRange,
     PromptBuilder,
     PromptLayout,
     TextPart,
+    VideoPart,
 )
 from llm_service.templates import CONVERSATION_TEMPLATES, JinjaTemplate
 from llm_service.tokenizer import Tokenizer, load_tokenizer
@@ -49,7 +52,7 @@ class Conversation:
     sizes: list[tuple[int, int]]
 
 
-def user(*parts: TextPart | ImagePart) -> Message:
+def user(*parts: TextPart | MediaPart) -> Message:
     return Message("user", parts)
 
 
@@ -369,3 +372,67 @@ def test_checkpoints_whose_image_tokens_are_missing_or_plain_are_refused(tmp_pat
     with pytest.raises(CheckpointError, match="'<think>' is not marked as special"):
         template = CONVERSATION_TEMPLATES["internvl2_5"]
         PromptBuilder(tokenizer, template, ImageTokens(context="<think>"))
+
+
+VIDEOS = {
+    "video_first": ((VideoPart(0), text("What happens?")), [3]),
+    "video_between_texts": ((text("Look: "), VideoPart(0), text(" Tell me.")), [2]),
+    "video_and_picture": ((ImagePart(0), VideoPart(1), text("Compare.")), [1, 4]),
+    "two_videos": ((text("First "), VideoPart(0), text("then "), VideoPart(1)), [2, 11]),
+}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_hf_prompts_of_videos_equal_the_processors(
+    hf_builder: PromptBuilder, processor: InternVLProcessor, name: str
+) -> None:
+    """Label by label: given two videos the processor itself drops frames (transformers issue 41121)."""
+    parts, counts = VIDEOS[name]
+    content = [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "video" if isinstance(part, VideoPart) else "image"}
+        for part in parts
+    ]
+    rendered = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    for part in parts:
+        if isinstance(part, VideoPart):
+            frames = range(1, counts[part.index] + 1)
+            labels = "\n".join(f"Frame{frame}: {picture_text(1)}" for frame in frames)
+            assert labels == processor.replace_video_token(
+                {"pixel_values_videos": [np.zeros((len(frames), 3, 16, 16))]}, 0
+            )
+            rendered = rendered.replace("<video>", labels, 1)
+    rendered = rendered.replace("<IMG_CONTEXT>\n", f"{picture_text(1)}\n", name == "video_and_picture")
+    expected = processor.tokenizer(rendered, add_special_tokens=False).input_ids
+    prompt = hf_builder.build([user(*parts)], [TOKENS_PER_TILE] * sum(counts), counts)
+    assert prompt.token_ids == expected
+
+
+def picture_text(num_tiles: int) -> str:
+    return "<img>" + "<IMG_CONTEXT>" * (TOKENS_PER_TILE * num_tiles) + "</img>"
+
+
+def test_frames_have_labels_and_pages_have_none(chat_builder: PromptBuilder, byte_level: Path) -> None:
+    """The original's form: `Frame1: <image>` and a new line for each frame."""
+    parts = (text("a"), VideoPart(0), DocumentPart(1), text("b"))
+    prompt = chat_builder.build([user(*parts)], [2, 3, 4, 5], [2, 2])
+    shown = load_tokenizer(byte_level).decode(prompt.token_ids, skip_special_tokens=False)
+    pictures = ["<img>" + "<IMG_CONTEXT>" * count + "</img>\n" for count in (2, 3, 4, 5)]
+    expected = "aFrame1: {}Frame2: {}{}{}b<|im_end|>".format(*pictures)
+    assert expected in shown
+    assert [place.length for place in prompt.placeholders] == [2, 3, 4, 5]
+
+
+def test_as_long_as_nobody_knows_a_medium_is_one_picture(chat_builder: PromptBuilder) -> None:
+    layout = chat_builder.layout([user(VideoPart(0), DocumentPart(1), text("b"))])
+    assert len(layout.image_offsets) == 2
+
+
+@pytest.mark.parametrize("part", [VideoPart(0), DocumentPart(0)])
+def test_media_belong_in_user_messages(chat_builder: PromptBuilder, part: MediaPart) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat_builder.layout([Message("assistant", (part,))])
+    assert caught.value.field == "messages[0].parts[0]"

@@ -28,12 +28,13 @@ from protos.errors import (
     ContextLengthExceeded,
     FingerprintMismatch,
     InvalidRequest,
+    NotFound,
     Overloaded,
     ServingError,
     Unavailable,
 )
 from protos.frames import EncodeEvent
-from protos.options import SHARED_OPTIONS
+from protos.options import MAX_CHUNK_BYTES, SHARED_OPTIONS
 from protos.statuses import error_from_rpc
 from tests.checkpoints import make_checkpoint
 from tests.llm_service.fakes import num_granted
@@ -158,6 +159,86 @@ class TestGenerate:
                 events = [event async for event in it.stub.Generate(request)]
                 cached.append(events[-1].usage.cached_tokens)
             assert cached[0] == cached[2] == 0 and cached[1] == cached[3] > 12
+
+
+def pieces(*data: bytes, cache_salt: bytes = b"") -> list[pb.UploadMediaRequest]:
+    first = pb.UploadMediaRequest(num_bytes=sum(map(len, data)), cache_salt=cache_salt)
+    return [first, *(pb.UploadMediaRequest(data=piece) for piece in data)]
+
+
+class TestVideosAndUploads:
+    async def test_each_frame_is_a_picture_of_the_prompt(self) -> None:
+        video = pb.Part(video=pb.Video(data=b"clip", sampling=encoder_pb2.FrameSampling(num_frames=3)))
+        async with serving() as it:
+            events = await it.generate(video, text("what"))
+            [medium] = it.front.encoder.sides[0].opening.media
+            assert medium.kind == encoder_pb2.MEDIA_KIND_VIDEO and medium.sampling.num_frames == 3
+            assert (medium.tiling.min_tiles, medium.tiling.max_tiles) == (1, 1)
+            usage = events[-1].usage
+            frames = sum(len(f"Frame{number}: ") + len("\n") + 2 for number in (1, 2, 3))
+            picture = (await it.generate(image(b"cat"), text("what")))[-1].usage
+            assert usage.visual_tokens == picture.visual_tokens == 12
+            # A letter is a token, two where the vocabulary has them together.
+            assert picture.prompt_tokens < usage.prompt_tokens < picture.prompt_tokens + frames
+            again = (await it.generate(video, text("what")))[-1].usage
+            assert again.cached_tokens > 12
+
+    async def test_an_upload_in_pieces_is_what_its_request_names(self) -> None:
+        async with serving() as it:
+            answer = await it.stub.UploadMedia(iter(pieces(b"clip", b"", b"s", cache_salt=b"tenant")))
+            assert answer.num_bytes == 5 and answer.ttl_s > 0
+            request = ask(pb.Part(document=pb.Document(upload=answer.upload)), text("what"))
+            request.cache_salt = b"tenant"
+            events = [event async for event in it.stub.Generate(request)]
+            assert events[-1].usage.visual_tokens == 12
+            assert it.front.encoder.sides[0].media == [b"clips"]
+            request.cache_salt = b""
+            refused = await it.refusal(collect(it.stub.Generate(request)))
+            assert isinstance(refused, NotFound) and refused.field == "messages[0].parts[0].document.upload"
+
+    @pytest.mark.parametrize(
+        ("messages", "field"),
+        [
+            ([], "num_bytes"),
+            (pieces(b""), "num_bytes"),
+            ([pb.UploadMediaRequest(num_bytes=2**63)], "num_bytes"),
+            (pieces(b"x", b"y")[:2], "data"),
+            ([*pieces(b"x"), pb.UploadMediaRequest(data=b"y")], "data"),
+            (pieces(bytes(MAX_CHUNK_BYTES + 1)), "data"),
+            (pieces(b"x", cache_salt=bytes(1025)), "cache_salt"),
+        ],
+    )
+    async def test_bad_uploads_are_named(self, messages: list[pb.UploadMediaRequest], field: str) -> None:
+        async with serving() as it:
+            refused = await it.refusal(it.stub.UploadMedia(iter(messages)))
+            assert isinstance(refused, InvalidRequest) and refused.field == field
+
+    async def test_a_caller_that_leaves_takes_its_bytes_along(self) -> None:
+        async def stalls() -> AsyncIterator[pb.UploadMediaRequest]:
+            yield pb.UploadMediaRequest(data=bytes(1000), num_bytes=1001)
+            await hang()
+
+        async with serving() as it:
+            uploads = it.servicer._uploads
+            call = it.stub.UploadMedia(stalls())
+            async with asyncio.timeout(10):
+                while uploads.num_bytes != 1000:
+                    await asyncio.sleep(0.005)
+                call.cancel()
+                while uploads.num_bytes:
+                    await asyncio.sleep(0.005)
+
+    async def test_a_layout_that_contradicts_itself_is_the_encoders_fault(self) -> None:
+        async def odd(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            layout = side.layout()
+            layout.layout.media[0].parts.add(num_tiles=1)
+            yield layout
+            await hang()
+
+        async with serving(ScriptedEncoder(beating(odd))) as it:
+            refused = await it.refusal(it.generate(pb.Part(video=pb.Video(data=b"clip"))))
+            assert isinstance(refused, Unavailable)
 
 
 class TestErrors:
