@@ -168,8 +168,8 @@ class TileBatcher:
             abandoned = list(self._waiting.values())
             self._waiting.clear()
             self._changed.notify_all()
-        for waiting in abandoned:
-            _settle(waiting.future, Unavailable("the encoder is shutting down"))
+        shutting_down = Unavailable("the encoder is shutting down")
+        _settle([waiting.future for waiting in abandoned], [shutting_down] * len(abandoned))
         for thread in self._threads:
             thread.join()
 
@@ -242,8 +242,7 @@ class TileBatcher:
         with self._changed:
             self._num_in_progress -= 1
             self._changed.notify_all()
-        for waiting, result in zip(launched.batch, results, strict=True):
-            _settle(waiting.future, result)
+        _settle([waiting.future for waiting in launched.batch], results)
 
     def _results(self, launched: _Launched) -> Sequence[EncodedTile | ServingError]:
         """A result for each tile; whatever goes wrong concerns the tiles of this batch only."""
@@ -294,18 +293,29 @@ def detached(tile: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(tile.contiguous().view(torch.uint8).numpy().copy()).view(tile.dtype)
 
 
-def _settle(future: asyncio.Future[EncodedTile], result: EncodedTile | ServingError) -> None:
-    """Hand a result to the event loop that waits for it, if it still does."""
+def _settle(
+    futures: Sequence[asyncio.Future[EncodedTile]], results: Sequence[EncodedTile | ServingError]
+) -> None:
+    """Hand results to the event loops that wait for them, where somebody still does; each loop wakes once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[partial[None]]] = {}
+    for future, result in zip(futures, results, strict=True):
+        by_loop.setdefault(future.get_loop(), []).append(partial(_set, future, result))
+    for loop, settings in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_call_all, settings)
+        except RuntimeError:  # the loop is closed: nobody waits
+            log.debug("results came after their event loop had closed")
 
-    def settle() -> None:
-        if future.done():
-            return
-        if isinstance(result, ServingError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
 
-    try:
-        future.get_loop().call_soon_threadsafe(settle)
-    except RuntimeError:  # the loop is closed: nobody waits
-        log.debug("a result came after its event loop had closed")
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _set(future: asyncio.Future[EncodedTile], result: EncodedTile | ServingError) -> None:
+    if future.done():
+        return
+    if isinstance(result, ServingError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -29,6 +29,8 @@ CACHE_EVICTIONS = Gauge(
 CACHE_BYTES = Gauge("tessera_encoder_cache_bytes", "Memory of cached tiles, in bytes", ["tier"])
 RINGS_ATTACHED = Gauge("tessera_encoder_rings_attached", "Front ends that share memory with this encoder")
 TILES_SENT = Counter("tessera_encoder_tiles_sent_total", "Tiles sent, by how they went", ["transport"])
+TILES_SENT_INLINE = TILES_SENT.labels("inline")
+TILES_SENT_IN_SLOTS = TILES_SENT.labels("shared-memory")
 DECODERS_ENDED = Counter(
     "tessera_encoder_decoders_ended",
     "Processes that decoded a video or document and were ended by it or because of it",

@@ -18,7 +18,7 @@ from protos.quantized import quantize
 from protos.tensors import tensor_bytes
 
 # A message costs about as much as copying half a tile; a client should not wait for many copies either.
-MAX_TILES_OF_MESSAGE = 4
+MAX_TILES_OF_MESSAGE = 8
 
 
 class StreamWriter:
@@ -60,7 +60,8 @@ class StreamWriter:
             behind, self._behind = self._behind, None
             return behind
         try:
-            async with asyncio.timeout(HEARTBEAT_INTERVAL_S):
+            # A timer is not free, and most tiles are there.
+            async with asyncio.timeout(None if self._tiles.has_tile else HEARTBEAT_INTERVAL_S):
                 finished = await self._tiles.next_tile()
         except TimeoutError:
             if self._tiles.idle_s > self._idle_timeout_s:
@@ -99,9 +100,9 @@ class StreamWriter:
         )
         slot = self._slots.place(payload)
         if slot is None:
-            metrics.TILES_SENT.labels("inline").inc()
+            metrics.TILES_SENT_INLINE.inc()
             return TileFrame(tile, payload)
-        metrics.TILES_SENT.labels("shared-memory").inc()
+        metrics.TILES_SENT_IN_SLOTS.inc()
         tile.slot = slot
         return tile
 

@@ -192,6 +192,7 @@ class TileStream:
         if not self._begun:
             self._pump.result()  # raises what was wrong with the tile after the last one
             return None
+        batch_tiles = self._workers.batch_tiles
         encoded = self._begun[0].claim.result.result()
         granted = self._begun.popleft().granted
         self.timings.queue_ns += encoded.queue_ns
@@ -199,7 +200,9 @@ class TileStream:
         self.timings.transfer_ns += encoded.transfer_ns
         self._num_outstanding -= 1
         self._active_at = time.monotonic()
-        self._begin()
+        # Half a batch at a time: each beginning may start a cut.
+        if len(self._begun) <= BATCHES_AHEAD * batch_tiles - max(batch_tiles // 2, 1):
+            self._begin()
         return FinishedTile(granted, encoded.embeds)
 
     async def close(self) -> None:

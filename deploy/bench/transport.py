@@ -22,6 +22,7 @@ from PIL import Image
 from deploy.bench.cpu_time import cpu_seconds
 from deploy.bench.null_encoder import HIDDEN_SIZE, MAX_TILES, TILE_SIDE, TOKENS_PER_TILE
 from deploy.bench.raw_socket import RawSocket
+from encoder_service.config import EncoderConfig
 from llm_service.config import EncoderPoolConfig
 from llm_service.encode_stream import Picture, TileId
 from llm_service.encoder_pool import EncoderPool
@@ -32,10 +33,12 @@ from protos.checkpoint import open_checkpoint
 from protos.errors import ServingError
 from protos.fingerprint import FingerprintBase, content_hash
 from protos.malloc import tune_malloc
+from protos.tensors import tensor_bytes
 
 TILE_BYTES = TOKENS_PER_TILE * HIDDEN_SIZE * torch.bfloat16.itemsize
-STREAMS_PER_ROUND = 8  # of 40 tiles each: 640 MiB
-STREAMS_AT_A_TIME = 2
+PICTURES_PER_STREAM = 8  # of 40 tiles each: 640 MiB, so that how a stream begins counts for little
+STREAMS_PER_ROUND = 2  # at a time
+TILES_PER_STREAM = PICTURES_PER_STREAM * MAX_TILES
 ROUNDS = 5
 ATTACH_TIMEOUT_S = 10.0
 RAW, INLINE, SHARED_MEMORY = "raw TCP socket", "Encode, inline", "Encode, shared memory"
@@ -85,14 +88,18 @@ async def _measure(
     memory = VisualMemory.create(MAX_TILES, TOKENS_PER_TILE, HIDDEN_SIZE, torch.bfloat16)
     samples: dict[str, list[Sample]] = {RAW: [], INLINE: [], SHARED_MEMORY: []}
     async with AsyncExitStack() as stack:
-        raw = stack.enter_context(RawSocket(TILE_BYTES))
+        # The yardstick reads from as much memory and writes to the same.
+        raw = stack.enter_context(RawSocket(TILE_BYTES, EncoderConfig().batch_tiles("cuda")))
+        slots = [tensor_bytes(memory.rows(slot, 0, TOKENS_PER_TILE)) for slot in range(MAX_TILES)]
         pools = {}
         for name, transport in {INLINE: "inline", SHARED_MEMORY: "auto"}.items():
             pools[name] = await _pool(checkpoint, port, transport)
             stack.push_async_callback(pools[name].close)
             await _fetch(pools[name], memory, streams_per_round)  # both sides' heaps grow once
         for _ in range(rounds):
-            send = partial(asyncio.to_thread, raw.bytes_per_second, streams_per_round * MAX_TILES)
+            send = partial(
+                asyncio.to_thread, raw.bytes_per_second, streams_per_round * TILES_PER_STREAM, slots
+            )
             samples[RAW].append(await _sample(send, raw.pid, streams_per_round))
             for name, pool in pools.items():
                 fetch = partial(_fetch, pool, memory, streams_per_round)
@@ -108,7 +115,7 @@ async def _measure(
 
 async def _sample(move: Callable[[], Awaitable[object]], other_pid: int, num_streams: int) -> Sample:
     pids = (os.getpid(), other_pid)
-    num_bytes = num_streams * MAX_TILES * TILE_BYTES
+    num_bytes = num_streams * TILES_PER_STREAM * TILE_BYTES
     start_s, start_cpu_s = time.perf_counter(), cpu_seconds(pids)
     await move()
     seconds, cpu_s = time.perf_counter() - start_s, cpu_seconds(pids) - start_cpu_s
@@ -129,20 +136,14 @@ async def _pool(checkpoint: Path, port: int, transport: str) -> EncoderPool:
 
 
 async def _fetch(pool: EncoderPool, memory: VisualMemory, num_streams: int) -> None:
-    """As many at a time as a front end may have; one alone would mostly measure how a stream begins."""
-    picture = _picture(await pool.fingerprint())
-    left = iter(range(num_streams))
-
-    async def fetch_some() -> None:
-        for _ in left:
-            await _fetch_all_tiles(pool, picture, memory)
-
-    await asyncio.gather(*(fetch_some() for _ in range(STREAMS_AT_A_TIME)))
+    """At a time, as a front end has them; one alone would not keep both processes busy."""
+    pictures = _pictures(await pool.fingerprint())
+    await asyncio.gather(*(_fetch_all_tiles(pool, pictures, memory) for _ in range(num_streams)))
 
 
-async def _fetch_all_tiles(pool: EncoderPool, picture: Picture, memory: VisualMemory) -> None:
+async def _fetch_all_tiles(pool: EncoderPool, pictures: list[Picture], memory: VisualMemory) -> None:
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    missing = MAX_TILES
+    missing = TILES_PER_STREAM
 
     def on_tile(tile: TileId, embeds: torch.Tensor) -> None:
         nonlocal missing
@@ -156,20 +157,25 @@ async def _fetch_all_tiles(pool: EncoderPool, picture: Picture, memory: VisualMe
 
     salt = os.urandom(16)  # or streams of one picture at a time would share its tiles at the encoder
     encoding = Encoding(
-        [picture], pool, LayoutCache(), HIDDEN_SIZE, (), salt, 0, on_tile=on_tile, on_error=on_error
+        pictures, pool, LayoutCache(), HIDDEN_SIZE, (), salt, 0, on_tile=on_tile, on_error=on_error
     )
     try:
         await encoding.layout()
-        for tile in range(MAX_TILES):
-            encoding.want(TileId(0, tile))
+        for medium in range(PICTURES_PER_STREAM):
+            for tile in range(MAX_TILES):
+                encoding.want(TileId(medium, tile))
         await done
     finally:
         await encoding.close()
 
 
-def _picture(fingerprint: bytes) -> Picture:
+def _pictures(fingerprint: bytes) -> list[Picture]:
+    return [_picture(fingerprint, shade) for shade in range(PICTURES_PER_STREAM)]
+
+
+def _picture(fingerprint: bytes, shade: int) -> Picture:
     file = io.BytesIO()
-    Image.new("RGB", (8 * TILE_SIDE, 5 * TILE_SIDE), "teal").save(file, "PNG")
+    Image.new("L", (8 * TILE_SIDE, 5 * TILE_SIDE), shade).save(file, "PNG")
     data = file.getvalue()
     name = content_hash(data, MAX_TILES, MAX_TILES, False, fingerprint)
     return Picture(data, MAX_TILES, MAX_TILES, False, name, fingerprint)

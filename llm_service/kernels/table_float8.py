@@ -1,5 +1,36 @@
-"""Empty until `python -m llm_service.kernels.timing --tune --weights fp8 --write` has run: all by rule."""
+"""Measured by `python -m llm_service.kernels.timing --tune --weights fp8 --write`."""
 
-from llm_service.kernels.linear_config import Table
+from llm_service.kernels.linear_config import GemvConfig, Table, TileConfig
 
-TABLE: Table = {}
+TABLE: Table = {
+    (1, 3584, 3584): GemvConfig(block_n=4, block_k=1024, num_warps=4, vector=8),
+    (2, 3584, 3584): GemvConfig(block_n=2, block_k=512, num_warps=2, vector=8),
+    (4, 3584, 3584): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=9),
+    (16, 3584, 3584): TileConfig(block_n=64, block_k=256, num_warps=4, num_stages=4, split_k=2),
+    (32, 3584, 3584): TileConfig(block_n=64, block_k=256, num_warps=4, num_stages=3, split_k=2),
+    (64, 3584, 3584): TileConfig(block_n=64, block_k=128, num_warps=4, num_stages=4, split_k=2),
+    (1, 3584, 18944): GemvConfig(block_n=1, block_k=512, num_warps=1, vector=16),
+    (2, 3584, 18944): GemvConfig(block_n=2, block_k=1024, num_warps=4, vector=8),
+    (4, 3584, 18944): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=9),
+    (16, 3584, 18944): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=9),
+    (32, 3584, 18944): TileConfig(block_n=64, block_k=256, num_warps=4, num_stages=4, split_k=2),
+    (64, 3584, 18944): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=9),
+    (1, 4608, 3584): GemvConfig(block_n=2, block_k=512, num_warps=2, vector=8),
+    (2, 4608, 3584): GemvConfig(block_n=4, block_k=512, num_warps=2, vector=8),
+    (4, 4608, 3584): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=7),
+    (16, 4608, 3584): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=7),
+    (32, 4608, 3584): TileConfig(block_n=64, block_k=256, num_warps=4, num_stages=3, split_k=3),
+    (64, 4608, 3584): None,
+    (1, 37888, 3584): GemvConfig(block_n=4, block_k=512, num_warps=2, vector=8),
+    (2, 37888, 3584): GemvConfig(block_n=4, block_k=512, num_warps=2, vector=8),
+    (4, 37888, 3584): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=1),
+    (16, 37888, 3584): TileConfig(block_n=64, block_k=128, num_warps=4, num_stages=3, split_k=1),
+    (32, 37888, 3584): None,
+    (64, 37888, 3584): None,
+    (1, 151680, 3584): GemvConfig(block_n=4, block_k=512, num_warps=2, vector=8),
+    (2, 151680, 3584): GemvConfig(block_n=4, block_k=256, num_warps=1, vector=8),
+    (4, 151680, 3584): TileConfig(block_n=128, block_k=128, num_warps=8, num_stages=3, split_k=1),
+    (16, 151680, 3584): TileConfig(block_n=64, block_k=128, num_warps=4, num_stages=3, split_k=1),
+    (32, 151680, 3584): None,
+    (64, 151680, 3584): None,
+}

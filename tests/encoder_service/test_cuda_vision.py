@@ -222,7 +222,7 @@ async def test_a_ring_gets_the_embeds_that_go_inline(checkpoint: Checkpoint, tmp
     try:
         async with open_channel(f"127.0.0.1:{port}") as channel:
             service = Service(servicer, server, channel, EncoderStub(channel), 0)
-            inline = await ask(service, [data])
+            inline = await ask(service, [data], b"inline")
             attached = service.stub.Attach(
                 encoder_pb2.AttachRequest(
                     name=ring.path.name, nonce=ring.nonce, num_slots=num_slots, slot_bytes=1 << 18

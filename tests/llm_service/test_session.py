@@ -211,7 +211,8 @@ async def test_what_a_slow_caller_has_not_taken_is_joined() -> None:
         received: list[pb.SessionResponse] = []
         async with aclosing(local_session(it, 60).run(pending(*requests))) as messages:
             received.append(await anext(messages))
-            await wait_for(lambda: len(it.engine.runner.steps) >= 60 and not it.engine.scheduler.groups)
+            engine = it.backends.engine  # all that it made must be here, not only made
+            await wait_for(lambda: engine.num_messages >= 60 and engine.stats.num_running == 0)
             events: list[pb.SessionEvent] = []
             while sum(event.HasField("usage") for event in events) < 3:
                 received.append(await anext(messages))

@@ -103,7 +103,7 @@ def test_swiglu_is_rounded_with_a_scale_that_none_of_a_row_exceeds(shape, device
     sizes = 10.0 ** (torch.arange(shape[0])[:, None] % 4 - 1)
     gate_up = (torch.randn(shape[0], 2 * shape[1]) * sizes).half().to(device)
     rows = silu_mul_quantize(gate_up)
-    exact = TORCH_OPS.silu_mul(gate_up).float()
+    exact = TORCH_OPS.silu_mul(gate_up.float())  # in float16 some would overflow
     assert_rounded(rows, exact)
     bound = rows.scale * LARGEST / exact.abs().amax(1)
     assert (bound >= 1).all() and (bound < 2.1).all()
@@ -139,7 +139,9 @@ def test_products_of_many_rows(n, k, m, with_bias, launch, device):
     exact = F.linear(
         rounded, dequantize(values, scale, torch.float32), None if bias is None else bias.float()
     )
-    torch.testing.assert_close(y.float(), exact, atol=0.03, rtol=0.02)
+    # Hopper's float8 units keep about 14 bits of a sum, so the error grows with k.
+    error = y.float() - exact
+    assert error.square().mean().sqrt() < 0.02 and error.abs().max() < 0.2
     # Against the product of the operands as they were: the errors of two roundings of 4 bits, averaged.
     plain = F.linear(x, weight, bias).float()
     assert (y.float() - plain).square().mean().sqrt() < 0.05 * (plain.square().mean().sqrt())
