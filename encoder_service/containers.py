@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -66,8 +65,7 @@ class Containers:
             known = "a PDF document" if kind is MediaKind.DOCUMENT else "an MP4, MOV, WebM or Matroska video"
             raise InvalidRequest(f"this is not {known}", field=field)
         job = Job(format, self._limits, sampling, (), self._limits.open_timeout_s)
-        async with _shared(data) as file:
-            answer = await self.processes.open(job, file, field)
+        answer = await self.processes.open(job, data, field)
         _check(answer, field)
         most = self._limits.max_pages if kind is MediaKind.DOCUMENT else sampling.num_frames
         try:
@@ -88,8 +86,7 @@ class Containers:
         job = Job(format, self._limits, FrameSampling(), tuple(parts), self._limits.decode_timeout_s)
         output = SharedFile(sum(part.num_bytes for part in parts))
         try:
-            async with _shared(data) as file:
-                _check(await self.processes.read(job, file, output, field), field)
+            _check(await self.processes.read(job, data, output, field), field)
             return PartPixels(output.map(), job.parts)
         finally:
             output.close()
@@ -99,16 +96,6 @@ def _check(answer: Answer, field: str) -> None:
     if answer.problem:
         log.info("%s: %s (%s)", field, answer.problem, answer.detail)
         raise InvalidRequest(answer.problem, field=field)
-
-
-@asynccontextmanager
-async def _shared(data: bytes) -> AsyncIterator[SharedFile]:
-    file = SharedFile(len(data))
-    try:
-        await file.fill(data)
-        yield file
-    finally:
-        file.close()
 
 
 def _sniff(kind: MediaKind, data: bytes) -> str | None:

@@ -7,6 +7,7 @@ a decoder process shares with the encoder.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,7 +84,7 @@ class Answer:
         try:
             fields = json.loads(packet)
             return cls(_parts(fields["parts"]), str(fields["problem"]), str(fields["detail"]))
-        except (KeyError, TypeError, RecursionError) as error:
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError("not an answer") from error
 
 
@@ -96,9 +97,13 @@ def _parts(lists: Any) -> tuple[StoredPart, ...]:
         StoredPart(int(width), int(height), float(timestamp_s), tuple(map(int, place)))
         for width, height, timestamp_s, *place in lists
     )
-    if not all(part.width > 0 and part.height > 0 for part in parts) or len(parts) > MAX_PARTS:
+    if not all(map(_is_possible, parts)) or len(parts) > MAX_PARTS:
         raise ValueError("impossible parts")
     return parts
+
+
+def _is_possible(part: StoredPart) -> bool:
+    return part.width > 0 and part.height > 0 and math.isfinite(part.timestamp_s)
 
 
 def check_size(what: str, width: int, height: int, limits: ContainerLimits) -> None:

@@ -13,6 +13,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from encoder_service import metrics
 from encoder_service.container_limits import ContainerLimits
@@ -51,7 +53,7 @@ class DecoderProcesses:
         """Of those that are there."""
         return [process.pid for process in (*self._idle, *self._busy)]
 
-    async def open(self, job: Job, file: SharedFile, field: str) -> Answer:
+    async def open(self, job: Job, data: bytes, field: str) -> Answer:
         """The job's answer.
 
         Raises:
@@ -65,13 +67,14 @@ class DecoderProcesses:
             message = "too many videos and documents at a time"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S) from None
         try:
-            return await self._run(job, (file.fd,), self._limits.open_timeout_s, field)
+            async with _shared(data) as file:
+                return await self._run(job, (file.fd,), self._limits.open_timeout_s, field)
         finally:
             self._opening.release()
 
-    async def read(self, job: Job, file: SharedFile, output: SharedFile, field: str) -> Answer:
+    async def read(self, job: Job, data: bytes, output: SharedFile, field: str) -> Answer:
         """The same with the job's pixels in `output`; waits as long as it takes until a process is free."""
-        async with self._reading:
+        async with self._reading, _shared(data) as file:
             return await self._run(job, (file.fd, output.fd), self._limits.decode_timeout_s, field)
 
     def close(self) -> None:
@@ -134,6 +137,17 @@ class DecoderProcesses:
     def _discard(self, process: _Process) -> None:
         process.kill()
         asyncio.get_running_loop().run_in_executor(None, process.reap)
+
+
+@asynccontextmanager
+async def _shared(data: bytes) -> AsyncIterator[SharedFile]:
+    """A copy of a file, there only while a process may read it: files that wait cost no memory twice."""
+    file = SharedFile(len(data))
+    try:
+        await file.fill(data)
+        yield file
+    finally:
+        file.close()
 
 
 def _reason(error: BaseException) -> str:
@@ -219,9 +233,10 @@ class SharedFile:
 
     async def fill(self, data: bytes) -> None:
         """In pieces between which other tasks run."""
+        view = memoryview(data)
         with self.map() as memory:
             for start in range(0, len(data), PIECE_BYTES):
-                piece = data[start : start + PIECE_BYTES]
+                piece = view[start : start + PIECE_BYTES]
                 memory[start : start + len(piece)] = piece
                 await asyncio.sleep(0)
 

@@ -40,6 +40,8 @@ def test_the_largest_answer_fits_a_packet() -> None:
         b'{"parts": [["x", 1, 1]], "problem": "", "detail": ""}',
         b'{"parts": [[0, 1, 1]], "problem": "", "detail": ""}',
         b'{"parts": [[1, -1, 1]], "problem": "", "detail": ""}',
+        b'{"parts": [[1, 1, NaN]], "problem": "", "detail": ""}',
+        b'{"parts": [[Infinity, 1, 1]], "problem": "", "detail": ""}',
         b"[" * 100_000,
         json.dumps({"parts": [[1, 1, 0]] * (MAX_PARTS + 1), "problem": "", "detail": ""}).encode(),
     ],

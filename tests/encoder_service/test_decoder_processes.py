@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,17 @@ async def test_a_full_service_says_so() -> None:
             await harness.open()
     assert caught.value.retry_after_s
     harness.containers.close()
+
+
+async def test_a_file_that_waits_for_a_process_is_not_copied_yet(harness: Harness) -> None:
+    processes, before = harness.containers.processes, num_descriptors()
+    async with AsyncExitStack() as stack:
+        for _ in range(ContainerLimits().decode_processes):
+            await stack.enter_async_context(processes._opening)
+        waiting = asyncio.create_task(harness.open())
+        await until(lambda: bool(processes._opening._waiters))
+        assert num_descriptors() == before
+    assert (await waiting)[0] == "mov"
 
 
 async def test_memory_has_a_limit() -> None:
