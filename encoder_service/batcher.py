@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # Where forwards can be queued on a device: one that runs and the next.
 FORWARDS_IN_PROGRESS = 2
+# A forward takes less; on a small CPU a large tower may take longer, and is not waited for.
+CLOSE_TIMEOUT_S = 30.0
 
 # What a tile is ordered by, smaller first: (priority of the request, how many turns its stream has had).
 OrderKey = tuple[int, ...]
@@ -161,8 +163,16 @@ class TileBatcher:
         """Tiles that no forward has taken yet."""
         return len(self._waiting)
 
-    def close(self) -> None:
-        """Refuse new tiles, fail the waiting ones, and return when the running forwards have ended."""
+    @property
+    def is_busy(self) -> bool:
+        """Whether tiles wait or a forward is in progress."""
+        return bool(self._waiting or self._num_in_progress)
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Refuse new tiles, fail the waiting ones, and return when the running forwards have ended.
+
+        Or when they hang: that must not keep the process.
+        """
         with self._changed:
             self._closed = True
             abandoned = list(self._waiting.values())
@@ -170,8 +180,12 @@ class TileBatcher:
             self._changed.notify_all()
         shutting_down = Unavailable("the encoder is shutting down")
         _settle([waiting.future for waiting in abandoned], [shutting_down] * len(abandoned))
+        deadline_s = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join()
+            thread.join(max(deadline_s - time.monotonic(), 0))
+            if thread.is_alive():
+                log.error("the tower has not ended within %g s", timeout_s)
+                return
 
     def _remove(self, arrival: int) -> None:
         with self._changed:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import count
 from typing import Any, Protocol
@@ -28,11 +29,11 @@ from encoder_service.stream_reader import Requests, StreamReader, read_grants
 from encoder_service.stream_writer import StreamWriter
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
-from encoder_service.tile_stream import TileStream, TileWorkers
+from encoder_service.tile_stream import MIN_CUT_TILES, TileStream, TileWorkers
 from encoder_service.tiling import Cutter, TilePlan
 from encoder_service.to_proto import done_to_proto, layout_to_proto
 from protos import encoder_pb2, tensor_pb2
-from protos.errors import Overloaded
+from protos.errors import Overloaded, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.frames import EncodeEvent
 from protos.preprocessing import Preprocessing
@@ -112,13 +113,31 @@ class EncoderServicer:
             image_size=self._preprocessing.image_size,
             image_limits=config.image_limits,
             containers=Containers(config.container_limits),
-            batch_tiles=batch_tiles,
+            cut_tiles=max(batch_tiles, MIN_CUT_TILES),
             make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
         self._reader = StreamReader(config.upload_timeout_s, HeaderReader(self._workers), self._fingerprints)
         self._rings = Rings(config.tile_ring_dir)
         self._stream_ids = count()
         self._streams_open = 0
+        self._streams: set[TileStream] = set()  # of those that are open, once they may have tiles
+        self._is_stalled = False
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether tiles wait for the tower or are in it."""
+        return self._batcher.is_busy
+
+    @property
+    def forwards_done(self) -> int:
+        return self._batcher.forwards_done
+
+    def set_stalled(self, is_stalled: bool) -> None:
+        """While the tower hangs, streams fail and others are refused: clients may have another encoder."""
+        self._is_stalled = is_stalled
+        if is_stalled:
+            for tiles in self._streams:
+                tiles.fail(_stalled())
 
     def watch_load(self) -> None:
         """Let this process's metrics show the load of this servicer."""
@@ -146,24 +165,24 @@ class EncoderServicer:
             async with rpc_errors(context):
                 self._refuse_overload()
                 opening, payload_dtype = await self._reader.read_open(requests)
-                slots = self._rings.lease(opening.ring.nonce, opening.ring.stream, opening.ring.slots)
-                announced = media_from_proto(opening.media, self._config, self._preprocessing)
-                media: list[Medium] = []
-                tiles = TileStream(
-                    next(self._stream_ids), media, self._workers, opening.priority, opening.cache_salt
-                )
-                writer = self._writer(tiles, media, slots, payload_dtype)
-                grants: asyncio.Task[None] | None = None
-                try:
-                    add = partial(writer.add, opening.initial_credit)
-                    await self._reader.read_media(announced, payload_dtype, requests, add)
-                    log.debug("%s: %d media", opening.request_id, len(media))
-                    yield self._layout(media, payload_dtype, slots)
-                    grants = asyncio.create_task(read_grants(requests, tiles, media, slots))
-                    while (event := await writer.next_event()) is not None:
-                        yield event
-                finally:
-                    await self._end(tiles, grants, slots)
+                ring = opening.ring
+                with closing(self._rings.lease(ring.nonce, ring.stream, ring.slots)) as slots:
+                    self._refuse_stalled()
+                    announced = media_from_proto(opening.media, self._config, self._preprocessing)
+                    media: list[Medium] = []
+                    tiles = self._open_tiles(media, opening)
+                    writer = self._writer(tiles, media, slots, payload_dtype)
+                    grants: asyncio.Task[None] | None = None
+                    try:
+                        add = partial(writer.add, opening.initial_credit)
+                        await self._reader.read_media(announced, payload_dtype, requests, add)
+                        log.debug("%s: %d media", opening.request_id, len(media))
+                        yield self._layout(media, payload_dtype, slots)
+                        grants = asyncio.create_task(read_grants(requests, tiles, media, slots))
+                        while (event := await writer.next_event()) is not None:
+                            yield event
+                    finally:
+                        await self._end(tiles, grants)
                 yield done_to_proto(tiles.timings, time.monotonic_ns() - start)
         finally:
             self._streams_open -= 1
@@ -183,6 +202,8 @@ class EncoderServicer:
     async def GetModel(
         self, request: encoder_pb2.GetEncoderModelRequest, context: Context
     ) -> encoder_pb2.GetEncoderModelResponse:
+        async with rpc_errors(context):
+            self._refuse_stalled()
         limits, preprocessing = self._config.image_limits, self._preprocessing
         containers = self._config.container_limits
         return encoder_pb2.GetEncoderModelResponse(
@@ -217,11 +238,15 @@ class EncoderServicer:
                 f"{self._config.max_streams} streams are open already", retry_after_s=RETRY_AFTER_S
             )
 
+    def _refuse_stalled(self) -> None:
+        if self._is_stalled:
+            raise _stalled()
+
     def _writer(
         self, tiles: TileStream, media: list[Medium], slots: SlotLease, payload_dtype: tensor_pb2.DType
     ) -> StreamWriter:
         idle_timeout_s = self._config.idle_timeout_s
-        return StreamWriter(tiles, media, slots, self._workers, self._batcher, payload_dtype, idle_timeout_s)
+        return StreamWriter(tiles, media, slots, self._batcher, payload_dtype, idle_timeout_s)
 
     def _layout(
         self, media: list[Medium], payload_dtype: tensor_pb2.DType, slots: SlotLease
@@ -230,13 +255,22 @@ class EncoderServicer:
         tokens = self._preprocessing.tokens_per_tile
         return layout_to_proto(media, tokens, self._hidden_size, payload_dtype, transport)
 
-    async def _end(self, tiles: TileStream, grants: asyncio.Task[None] | None, slots: SlotLease) -> None:
-        try:
-            if grants is not None:
-                grants.cancel()
-            await tiles.close()
-            # Here, for a caller that has its tiles may be gone before it has heard that this is all.
-            if tiles.timings.encode_ns:
-                metrics.observe(tiles.timings)
-        finally:
-            slots.close()
+    def _open_tiles(self, media: list[Medium], opening: encoder_pb2.Open) -> TileStream:
+        """Of media that grow while it runs; `_end` must follow."""
+        number = next(self._stream_ids)
+        tiles = TileStream(number, media, self._workers, opening.priority, opening.cache_salt)
+        self._streams.add(tiles)
+        return tiles
+
+    async def _end(self, tiles: TileStream, grants: asyncio.Task[None] | None) -> None:
+        if grants is not None:
+            grants.cancel()
+        self._streams.discard(tiles)
+        await tiles.close()
+        # Here, for a caller that has its tiles may be gone before it has heard that this is all.
+        if tiles.timings.encode_ns:
+            metrics.observe(tiles.timings)
+
+
+def _stalled() -> Unavailable:
+    return Unavailable("the encoder makes no progress", retry_after_s=RETRY_AFTER_S)

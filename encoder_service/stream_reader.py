@@ -9,13 +9,13 @@ from encoder_service.from_proto import AnnouncedMedium
 from encoder_service.headers import HeaderReader
 from encoder_service.medium import Medium
 from encoder_service.rings import SlotLease
-from encoder_service.tile_stream import GrantedTile, TileStream
+from encoder_service.tile_stream import MAX_WAITING_GRANTS, GrantedTile, TileStream
 from protos import encoder_pb2, tensor_pb2
 from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest
 from protos.options import MAX_CHUNK_BYTES
 
-# Tiles granted and not yet cut, of one stream: several times what the largest layout has.
-MAX_WAITING_GRANTS = 16_384
+# More are joined on a thread: 100 MiB take tens of milliseconds, in which no stream gets a tile.
+MAX_CHUNKS_JOINED_HERE = 4
 
 Requests = AsyncIterator[encoder_pb2.EncodeRequest]
 
@@ -85,6 +85,8 @@ class StreamReader:
         while num_bytes:
             chunks.append(await self._read_chunk(requests, medium, num_bytes))
             num_bytes -= len(chunks[-1])
+        if len(chunks) > MAX_CHUNKS_JOINED_HERE:
+            return await asyncio.to_thread(b"".join, chunks)  # which lets go of the interpreter's lock
         return b"".join(chunks)  # of one chunk no copy
 
     async def _read_chunk(self, requests: Requests, medium: int, room: int) -> bytes:

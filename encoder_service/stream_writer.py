@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 from encoder_service import metrics
 from encoder_service.batcher import TileBatcher
 from encoder_service.medium import Medium
 from encoder_service.rings import SlotLease
-from encoder_service.tile_stream import FinishedTile, GrantedTile, TileStream, TileWorkers
+from encoder_service.tile_stream import MAX_WAITING_GRANTS, FinishedTile, GrantedTile, TileStream
 from protos import encoder_pb2, tensor_pb2
-from protos.errors import DeadlineExceeded
+from protos.errors import DeadlineExceeded, InvalidRequest
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import HEARTBEAT_INTERVAL_S
 from protos.quantized import quantize
@@ -29,7 +28,6 @@ class StreamWriter:
         tiles: TileStream,
         media: list[Medium],
         slots: SlotLease,
-        workers: TileWorkers,
         batcher: TileBatcher,
         payload_dtype: tensor_pb2.DType,
         idle_timeout_s: float,
@@ -37,18 +35,24 @@ class StreamWriter:
         self._tiles = tiles
         self._media = media
         self._slots = slots
-        self._workers = workers
         self._batcher = batcher
         self._is_quantized = payload_dtype == tensor_pb2.DTYPE_FLOAT8_E4M3
         self._idle_timeout_s = idle_timeout_s
         self._behind: TileFrame | None = None  # the event after the last one
 
     def add(self, initial_credit: int, medium: Medium) -> None:
-        """The next medium; its tiles within the initial credit are granted."""
+        """The next medium; its tiles within the initial credit are granted.
+
+        Raises:
+            InvalidRequest: more tiles wait than a stream may have.
+        """
         left = max(initial_credit - sum(other.num_tiles for other in self._media), 0)
         granted = [GrantedTile(len(self._media), tile) for tile in range(min(medium.num_tiles, left))]
         self._media.append(medium)
         self._tiles.grant(granted)
+        if self._tiles.num_waiting > MAX_WAITING_GRANTS:
+            message = f"more than {MAX_WAITING_GRANTS} tiles within the initial credit wait"
+            raise InvalidRequest(message, field="initial_credit")
 
     async def next_event(self) -> EncodeEvent | None:
         """The next tile, a heartbeat when none came for a while, None at the end.
@@ -108,7 +112,8 @@ class StreamWriter:
 
     async def _payload(self, finished: FinishedTile) -> memoryview:
         if self._is_quantized:
-            return await self._workers.in_thread(partial(quantize, finished.embeds))
+            # Not on a decoding thread: behind large pictures it would outlast the client's heartbeats.
+            return await asyncio.to_thread(quantize, finished.embeds)
         return tensor_bytes(finished.embeds)
 
     def _heartbeat(self) -> encoder_pb2.EncodeResponse:

@@ -27,8 +27,13 @@ from protos.media import MediaKind
 
 # Per pixel: Pillow pads RGB to 4 bytes; a canvas is resized, copied row by row and joined to an array of 3.
 CANVAS_BYTES = 4 + 3 + 3
-# Tiles begun ahead of what the client has taken, in batches: one is computed while the next is prepared.
-BATCHES_AHEAD = 2
+# Tiles begun ahead of what the client has taken, in cuts: one is computed while the next is prepared.
+CUTS_AHEAD = 2
+# Tiles of one picture that are cut together, however small the tower's batches are: between two cuts the
+# picture may have to make room for others, and is then decoded again.
+MIN_CUT_TILES = 16
+# Tiles granted and not yet begun, of one stream: several times what a request of pictures has.
+MAX_WAITING_GRANTS = 16_384
 # Pictures of one stream decoded at a time: one stream must not take all threads and the whole budget.
 PICTURES_AHEAD = 4
 # Tiles of one stream that go before the next ones of others: a picture is of use when all of it is there,
@@ -72,7 +77,7 @@ class TileWorkers:
     image_size: int
     image_limits: ImageLimits
     containers: Containers
-    batch_tiles: int  # of one forward
+    cut_tiles: int  # most that are cut together; at least a batch of the tower
     # Makes all tiles of a decoded picture on the GPU; None: they are cut on the CPU, as they are wanted.
     make_tiles: Callable[[Image.Image, TilePlan], Cutter] | None = None
 
@@ -107,7 +112,7 @@ class _Cut:
 
 
 class TileStream:
-    """One consumer.  Tiles begin at most BATCHES_AHEAD in front of what it has taken: that bounds memory.
+    """One consumer.  Tiles begin at most CUTS_AHEAD in front of what it has taken: that bounds memory.
 
     Those that nobody else is at are cut here, up to PICTURES_AHEAD pictures at a time, and go to the batcher
     in the order of the grants. None of that waits for the consumer, for other streams may wait for it.
@@ -192,7 +197,7 @@ class TileStream:
         if not self._begun:
             self._pump.result()  # raises what was wrong with the tile after the last one
             return None
-        batch_tiles = self._workers.batch_tiles
+        cut_tiles = self._workers.cut_tiles
         encoded = self._begun[0].claim.result.result()
         granted = self._begun.popleft().granted
         self.timings.queue_ns += encoded.queue_ns
@@ -200,8 +205,8 @@ class TileStream:
         self.timings.transfer_ns += encoded.transfer_ns
         self._num_outstanding -= 1
         self._active_at = time.monotonic()
-        # Half a batch at a time: each beginning may start a cut.
-        if len(self._begun) <= BATCHES_AHEAD * batch_tiles - max(batch_tiles // 2, 1):
+        # Half a cut at a time: each beginning may start one.
+        if len(self._begun) <= CUTS_AHEAD * cut_tiles - max(cut_tiles // 2, 1):
             self._begin()
         return FinishedTile(granted, encoded.embeds)
 
@@ -231,7 +236,7 @@ class TileStream:
     def _begin(self) -> None:
         """Claim granted tiles, as many as may be ahead of the consumer."""
         flights = self._workers.flights
-        most = 0 if self._is_closed else BATCHES_AHEAD * self._workers.batch_tiles
+        most = 0 if self._is_closed else CUTS_AHEAD * self._workers.cut_tiles
         while self._granted and len(self._begun) < most:
             granted = self._granted.popleft()
             key = (self._cache_salt, self._media[granted.medium].content_hash, granted.tile)
@@ -327,9 +332,9 @@ class TileStream:
         return granted.medium, self._media[granted.medium].section_of(granted.tile)
 
     def _take_tiles(self, key: SectionKey, num_taken: int = 0) -> list[_Begun]:
-        """The next tiles to cut as far as they are this section's, at most a batch with the `num_taken`."""
+        """The next tiles to cut as far as they are this section's, at most a cut with the `num_taken`."""
         tiles: list[_Begun] = []
-        most = self._workers.batch_tiles - num_taken
+        most = self._workers.cut_tiles - num_taken
         while self._to_cut and self._key(self._to_cut[0].granted) == key and len(tiles) < most:
             tiles.append(self._to_cut.popleft())
         return tiles

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -22,7 +23,7 @@ from llm_service.encode_stream import SLOTS_OF_STREAM, Picture, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.tile_ring import TileRing
-from protos import encoder_pb2
+from protos import encoder_pb2, tensor_pb2
 from protos.checkpoint import open_checkpoint
 from protos.errors import InvalidRequest, NotFound, ServingError
 from protos.fingerprint import FingerprintBase, content_hash
@@ -379,6 +380,24 @@ def open_ring(folder: Path) -> tuple[Ring, encoder_pb2.AttachRequest]:
     )
     return ring, request
 
+    async def test_is_not_made_behind_pictures_that_are_decoded(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        """No heartbeat is sent meanwhile."""
+        vision, decoded = ScriptedVision(), threading.Event()
+        vision.gate.clear()
+        async with serving(checkpoint, vision, decode_workers=1) as service:
+            dtypes = [tensor_pb2.DTYPE_FLOAT8_E4M3]
+            call = await start(service, [gradient()], payload_dtypes=dtypes, initial_credit=1)
+            await read_layout(call)
+            await until(lambda: bool(vision.batches))
+            service.servicer._workers.threads.submit(decoded.wait, TIMEOUT_S)
+            vision.gate.set()
+            answer = Answer()
+            await answer.read(call, 1)
+            decoded.set()
+            assert (await finish(call)).timings is not None
+
 
 BAD_SLOTS: dict[str, tuple[list[int], list[int], str]] = {
     "not there": ([4], [], "open.ring.slots"),
@@ -421,6 +440,30 @@ class TestProtocol:
             vision.gate.set()
             if name == "grant.slots":
                 assert (await attached.read()).streams_ended.streams == [1]
+            attached.cancel()
+            ring.unlink()
+            ring.close()
+            await until(lambda: len(service.servicer._rings) == 0)
+
+    async def test_media_that_are_refused_keep_no_slot(self, checkpoint: Path, tmp_path: Path) -> None:
+        """Their stream has ended like any other: its slots may be lent to the next one."""
+        async with serving(checkpoint, ScriptedVision(), tile_ring_dir=str(tmp_path)) as service:
+            ring, request = open_ring(tmp_path)
+            attached = service.stub.Attach(request)
+            await attached.read()
+            use = encoder_pb2.OpenRing(nonce=ring.nonce, stream=1, slots=[0, 1])
+            refused = service.stub.Encode(iter([opening([], ring=use)]), timeout=TIMEOUT_S)
+            with pytest.raises(grpc.RpcError) as caught:
+                await refused.read()
+            assert error_from_rpc(caught.value).field == "media"
+            assert (await attached.read()).streams_ended.streams == [1]
+            use.stream = 2
+            call = await start(service, [gradient()], ring=use, initial_credit=1)
+            assert (await read_layout(call)).transport == encoder_pb2.TRANSPORT_SHARED_MEMORY
+            await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            assert (await attached.read()).streams_ended.streams == [2]
             attached.cancel()
             ring.unlink()
             ring.close()

@@ -207,6 +207,20 @@ async def test_close_fails_waiting_tiles_ends_the_running_one_and_refuses_new_on
         batcher.submit(tile(3), (0, 0))
 
 
+async def test_close_does_not_wait_for_a_tower_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = GatedEncoder()
+    batcher = TileBatcher(encoder, max_batch_tiles=1)
+    running = batcher.submit(tile(1), (0, 0))
+    assert batcher.is_busy
+    assert await asyncio.to_thread(encoder.entered.acquire, timeout=5)
+    await asyncio.to_thread(batcher.close, timeout_s=0.01)
+    assert "has not ended" in caplog.text and batcher.is_busy
+    encoder.permit()
+    await running
+    await asyncio.to_thread(batcher.close)
+    assert not batcher.is_busy
+
+
 def test_a_result_for_a_closed_event_loop_does_not_stop_the_worker() -> None:
     encoder = GatedEncoder()
     batcher = TileBatcher(encoder, max_batch_tiles=1)

@@ -517,6 +517,29 @@ class TestBadStreams:
         error = await refusal(call)
         assert (type(error), error.field) == (InvalidRequest, "grant.tiles[1]")
 
+    async def test_a_picture_is_cut_at_once_however_small_the_towers_batches_are(
+        self, checkpoint: Path
+    ) -> None:
+        """Else it might be decoded several times, where other pictures need its room."""
+        vision = ScriptedVision()
+        vision.gate.clear()
+        async with serving(checkpoint, vision, max_batch_tiles=2) as service:
+            call = await start(service, [PICTURE], initial_credit=NUM_TILES)
+            await read_layout(call)
+            await service.until_load(tiles=NUM_TILES - 2)
+            vision.gate.set()
+            assert len((await finish(call)).tiles) == NUM_TILES
+
+    async def test_more_tiles_than_may_wait_are_refused_under_any_credit(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("encoder_service.stream_writer.MAX_WAITING_GRANTS", 10)
+        pictures = [gradient(seed) for seed in range(6)]
+        messages = [opening(pictures, initial_credit=2**32 - 1)]
+        messages += [chunk(index, data) for index, data in enumerate(pictures)]
+        error = await refusal(service.stub.Encode(iter(messages), timeout=TIMEOUT_S))
+        assert (type(error), error.field) == (InvalidRequest, "initial_credit")
+
     async def test_a_bad_grant_is_told_while_the_tower_is_busy(self, checkpoint: Path) -> None:
         vision = ScriptedVision()
         async with serving(checkpoint, vision) as service:
@@ -668,7 +691,7 @@ class TestLeaving:
                 call = await start(service, [PICTURE], stub=stub, initial_credit=credit)
                 await read_layout(call)
                 await until(lambda: bool(vision.batches))
-                await service.until_load(tiles=max(min(credit, 8) - 4, 0))
+                await service.until_load(tiles=max(credit - 4, 0))
                 assert vision.batches == [min(credit, 4)]
                 await leave(call, channel)
                 await service.until_idle()  # while its forward still runs

@@ -26,7 +26,7 @@ from encoder_service.pixel_budget import PixelBudget
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
 from encoder_service.tile_stream import (
-    BATCHES_AHEAD,
+    CUTS_AHEAD,
     PICTURES_AHEAD,
     TILES_IN_A_ROW,
     GrantedTile,
@@ -181,19 +181,24 @@ async def test_a_stream_of_many_tiles_gives_way_to_others_after_its_turn(parts: 
     stream.grant([GrantedTile(medium, tile) for medium in range(5) for tile in range(4)])
     for _ in range(TILES_IN_A_ROW - BATCH_TILES):
         await stream.next_tile()
-    ahead = BATCHES_AHEAD * BATCH_TILES
+    ahead = CUTS_AHEAD * BATCH_TILES
     turns = [begun.claim.order for begun in stream._begun]
     assert turns == [(0, 0)] * BATCH_TILES + [(0, 1)] * (ahead - BATCH_TILES)
     await stream.close()
 
 
+def has_encoded(parts: Bench, num_tiles: int) -> bool:
+    return sum(parts.vision.batches) >= num_tiles
+
+
 async def test_cutting_stops_a_few_batches_ahead_of_what_is_taken(parts: Bench) -> None:
-    ahead = BATCHES_AHEAD * BATCH_TILES
+    ahead = CUTS_AHEAD * BATCH_TILES
     stream = parts.stream(gradient())
     stream.grant(tiles(0, *range(13)))
     stream.end_grants()
     for taken in range(3):
-        await asyncio.sleep(0.05)
+        await until(partial(has_encoded, parts, ahead + taken))
+        await asyncio.sleep(0.02)  # in which more would come
         assert sum(parts.vision.batches) == ahead + taken
         assert await stream.next_tile() is not None
     assert len(await take_all(stream)) == 13 - 3
@@ -261,7 +266,7 @@ async def test_close_takes_waiting_tiles_out_of_the_queue_and_drops_pictures(par
     parts.vision.gate.clear()
     stream = parts.stream(gradient())
     stream.grant(tiles(0, *range(13)))
-    await until(lambda: parts.batcher.tiles_queued == (BATCHES_AHEAD - 1) * BATCH_TILES)
+    await until(lambda: parts.batcher.tiles_queued == (CUTS_AHEAD - 1) * BATCH_TILES)
     await stream.close()
     await until(lambda: parts.is_idle)
     assert parts.vision.batches == [BATCH_TILES]
@@ -514,7 +519,7 @@ class TestCachedTiles:
             await served(parts, tiles(0, *range(13)), gradient())
             stream = parts.stream(gradient(), stream_id=1)
             stream.grant(tiles(0, *range(13)))
-            assert stream.num_waiting == 13 - BATCHES_AHEAD * BATCH_TILES
+            assert stream.num_waiting == 13 - CUTS_AHEAD * BATCH_TILES
             await stream.close()
 
 
