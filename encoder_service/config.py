@@ -63,6 +63,10 @@ class EncoderConfig:
     idle_timeout_s: float = field(
         default=120.0, metadata={"help": "seconds that a stream with no tile to come may grant none"}
     )
+    forward_timeout_s: float = field(
+        default=120.0,
+        metadata={"help": "seconds without a finished forward after which a tower with tiles counts as hung"},
+    )
     tile_ring_dir: str = field(
         default=SHARED_MEMORY_DIR,
         metadata={"help": "folder where front ends of this host share memory for tiles; empty: refused"},
@@ -93,7 +97,7 @@ class EncoderConfig:
         for name in ("max_batch_tiles", "num_threads", "host_cache_mib", "device_cache_mib"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("upload_timeout_s", "idle_timeout_s"):
+        for name in ("upload_timeout_s", "idle_timeout_s", "forward_timeout_s"):
             if not getattr(self, name) > 0:  # NaN is not
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
 

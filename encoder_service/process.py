@@ -18,6 +18,7 @@ from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
 from protos.ring import sweep
 from protos.server import Server, shutdown_signal
+from protos.stall import StallWatch
 
 if TYPE_CHECKING:
     from encoder_service.cuda_vision import CudaVision
@@ -45,15 +46,31 @@ async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
         await asyncio.to_thread(sweep, Path(config.tile_ring_dir))
     port = await server.start()
     shutdown = shutdown_signal()
+    watching: asyncio.Task[None] | None = None
     try:
         await server.set_serving()
+        watching = asyncio.create_task(watch_tower(config.forward_timeout_s, servicer, server))
         log.info("encoder ready: %s on %s", vision.dtype, vision.device)
         on_ready(port)
         await shutdown.wait()
     finally:
         servicer.drain()
         await server.stop()
+        if watching is not None:  # until here: streams of a tower that hangs are not worth the grace
+            watching.cancel()
         servicer.close()
+
+
+async def watch_tower(limit_s: float, servicer: EncoderServicer, server: Server) -> None:
+    """Take the service out of use while its tower hangs; until cancelled."""
+
+    async def note(is_stalled: bool) -> None:
+        servicer.set_stalled(is_stalled)
+        await server.set_serving(not is_stalled)
+
+    await StallWatch(
+        "tower", limit_s, lambda: servicer.is_computing, lambda: servicer.forwards_done, note
+    ).run()
 
 
 def _resolve_device(device: str) -> torch.device:

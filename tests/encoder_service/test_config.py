@@ -39,6 +39,7 @@ def test_every_setting_of_its_own_says_what_it_is() -> None:
         ({"upload_timeout_s": 0.0}, r"upload_timeout_s must be > 0, got 0.0"),
         ({"upload_timeout_s": float("nan")}, r"upload_timeout_s must be > 0, got nan"),
         ({"idle_timeout_s": -1.0}, r"idle_timeout_s must be > 0, got -1.0"),
+        ({"forward_timeout_s": 0.0}, r"forward_timeout_s must be > 0, got 0.0"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name_and_value(values: dict[str, Any], message: str) -> None:
