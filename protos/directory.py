@@ -37,7 +37,10 @@ Lookup = Callable[[str, int], Awaitable[list[str]]]
 
 async def look_up(host: str, port: int) -> list[str]:
     """All A and AAAA records as `address:port`.  Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label is empty or too long
+        raise OSError("no name of a host") from error
     return [
         f"[{address[0]}]:{port}" if ":" in str(address[0]) else f"{address[0]}:{port}"
         for *_, address in found

@@ -134,3 +134,5 @@ async def test_the_systems_resolver_is_asked() -> None:
     assert await look_up("::1", 7) == ["[::1]:7"]
     with pytest.raises(OSError):
         await look_up("no-such-name.invalid", 7)
+    with pytest.raises(OSError):
+        await look_up("x" * 64 + ".invalid", 7)
