@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_service.config import UploadConfig
-from llm_service.uploads import UploadStore
+from llm_service.uploads import MIN_COUNTED_BYTES, UploadStore
 from protos.errors import InvalidRequest, Overloaded
 
 MIB = 1 << 20
@@ -78,6 +78,28 @@ async def test_uploads_on_their_way_count_and_leave_nothing() -> None:
         put(uploads, b"y", 2, caller="b")
     assert uploads.num_bytes == 3 * MIB
     upload.abandon()
+    assert uploads.num_bytes == 0
+
+
+async def test_tiny_uploads_count_as_what_keeping_them_costs() -> None:
+    uploads = store(max_caller_uploads_mib=1)
+    for number in range(MIB // MIN_COUNTED_BYTES):
+        upload = uploads.begin("a", b"", 1)
+        upload.add(bytes([number]))
+        upload.finish()
+    assert uploads.num_bytes == MIB
+    with pytest.raises(Overloaded):
+        uploads.begin("a", b"", 1)
+    assert put(uploads, b"x", caller="b")
+
+
+async def test_an_upload_that_has_not_begun_to_arrive_counts() -> None:
+    uploads = store(max_caller_uploads_mib=1)
+    begun = [uploads.begin("a", b"", MIB) for _ in range(MIB // MIN_COUNTED_BYTES)]
+    with pytest.raises(Overloaded):
+        uploads.begin("a", b"", MIB)
+    for upload in begun:
+        upload.abandon()
     assert uploads.num_bytes == 0
 
 
