@@ -228,7 +228,7 @@ async def _read_document(
 
 async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
     """What an upload of the data is named by; nothing where it may go with the request."""
-    if not limits.max_upload_bytes or len(data) <= min(UPLOAD_ABOVE_BYTES, budget):
+    if len(data) > limits.max_upload_bytes or len(data) <= min(UPLOAD_ABOVE_BYTES, budget):
         return b""
     return (await asyncio.to_thread(hashlib.sha256, data)).digest()
 

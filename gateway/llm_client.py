@@ -120,13 +120,14 @@ class LLMClient:
         target, has_begun = await self._choose(key, request, ()), False
         while True:
             try:
-                for data in uploads:
-                    await target.upload(data, request.cache_salt, metadata, deadline_s)
-                with _asking(target, request, metadata, Answer(idle_s), deadline_s) as answer:
-                    while answer.has_more:
-                        batch = await answer.next()
-                        has_begun = has_begun or any(map(_is_seen, batch))
-                        yield batch
+                with _loading(target, _num_sequences(request)):
+                    for data in uploads:
+                        await target.upload(data, request.cache_salt, metadata, deadline_s)
+                    with _asking(target, request, metadata, Answer(idle_s), deadline_s) as answer:
+                        while answer.has_more:
+                            batch = await answer.next()
+                            has_begun = has_begun or any(map(_is_seen, batch))
+                            yield batch
                 return
             except (Unavailable, Overloaded) as error:
                 tried[target.address] = error
@@ -196,6 +197,16 @@ class LLMClient:
 
 
 @contextmanager
+def _loading(target: LLMTarget, num_sequences: int) -> Iterator[None]:
+    """While uploads are on their way, too: one whose address has gone is not closed under them."""
+    target.load.own += num_sequences
+    try:
+        yield
+    finally:
+        target.load.own -= num_sequences
+
+
+@contextmanager
 def _asking(
     target: LLMTarget,
     request: language_model_pb2.GenerateRequest,
@@ -204,15 +215,13 @@ def _asking(
     deadline_s: float,
 ) -> Iterator[Answer]:
     """The answer while it is asked for; leaving cancels it.  `deadline_s` is the event loop's time."""
-    num_sequences, session = _num_sequences(request), target.session()
+    session = target.session()
     request_id = session.ask(request, metadata, answer)
     too_late = DeadlineExceeded("The request took longer than its time limit.")
     deadline = asyncio.get_running_loop().call_at(deadline_s, answer.fail, too_late)
-    target.load.own += num_sequences
     try:
         yield answer
     finally:
-        target.load.own -= num_sequences
         deadline.cancel()
         answer.close()
         session.leave(request_id)

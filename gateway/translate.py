@@ -41,7 +41,6 @@ _PART_PARAMS = {
     ".image.tiling.min_tiles": ".image_url.min_dynamic_patch",
     ".image.tiling.max_tiles": ".image_url.max_dynamic_patch",
     ".video.tiling.max_tiles": ".video_url.max_dynamic_patch",
-    ".document.tiling.max_tiles": ".file.max_dynamic_patch",
     ".video.sampling.num_frames": ".video_url.num_frames",
     ".video.sampling.fps": ".video_url.fps",
     ".video.sampling.start_s": ".video_url.start_s",
@@ -132,9 +131,10 @@ def _fill_source(
 
 
 def uploads_of(turns: Sequence[Turn]) -> list[bytes]:
-    """What must be uploaded before the request is sent."""
+    """What must be uploaded before the request is sent, each medium once however often it is shown."""
     parts = [part for turn in turns for part in turn.parts]
-    return [part.data for part in parts if isinstance(part, Clip | Document) and part.upload]
+    media = [part for part in parts if isinstance(part, Clip | Document) and part.upload]
+    return list({part.upload: part.data for part in media}.values())
 
 
 def upload_messages(data: bytes, cache_salt: bytes) -> Iterator[language_model_pb2.UploadMediaRequest]:
@@ -184,6 +184,8 @@ def _message_param(match: re.Match[str], turns: Sequence[Turn]) -> str:
     part = parts[int(position)]
     if isinstance(part, Text):
         return part.param
+    if rest == ".document.tiling.max_tiles":  # beside the data, which an input_file has one level higher
+        return part.url_param.rpartition(".")[0] + ".max_dynamic_patch"
     if rest in _PART_PARAMS:
         return part.param + _PART_PARAMS[rest]
     return part.url_param if rest.startswith((".image", ".video", ".document")) else part.param

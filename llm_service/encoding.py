@@ -213,11 +213,12 @@ class Encoding:
             self._run(self._receive(part))
 
     def _accept_layouts(self, part: EncodingPart, layouts: Sequence[PictureLayout]) -> None:
-        for medium, layout in zip(part.media, layouts, strict=True):
-            if self._laid_out[medium] not in (None, layout):
-                raise Unavailable("the encoder lays the pictures out in another way than before")
-        for medium, layout in zip(part.media, layouts, strict=True):
+        laid_out = list(zip(part.media, layouts, strict=True))
+        for medium, layout in laid_out:  # also where it contradicts: the next request must not fail likewise
             self._layouts.put(self._cache_salt, self._pictures[medium].content_hash, layout)
+        if any(self._laid_out[medium] not in (None, layout) for medium, layout in laid_out):
+            raise Unavailable("the encoder lays the pictures out in another way than before")
+        for medium, layout in laid_out:
             self._laid_out[medium] = layout
             self._part_of[medium] = part
         part.expect(sum(map(self._num_expected, part.media)))

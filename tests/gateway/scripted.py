@@ -94,6 +94,9 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         self.cancels: list[int] = []
         self.uploads: list[tuple[bytes, bytes]] = []  # (cache salt, data)
         self.upload_error: ServingError | None = None
+        self.uploads_begun = 0
+        self.takes_uploads = asyncio.Event()  # each waits for this before it is answered
+        self.takes_uploads.set()
         self.cancelled = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
@@ -154,6 +157,8 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
     ) -> pb.UploadMediaResponse:
         async with rpc_errors(context):
             messages = [message async for message in requests]
+            self.uploads_begun += 1
+            await self.takes_uploads.wait()
             if self.upload_error is not None:
                 raise self.upload_error
             data = b"".join(message.data for message in messages)

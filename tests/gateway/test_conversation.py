@@ -218,6 +218,11 @@ async def test_large_videos_go_apart_and_leave_the_request_its_room() -> None:
     first, second, third = turn.parts
     assert [is_upload(part) for part in turn.parts] == [True, False, True]  # no room is left for the third
     assert isinstance(first, Clip) and first.upload == hashlib.sha256(first.data).digest()
-    alone = MediaLimits(3, 3 * UPLOAD_ABOVE_BYTES, 12)
-    [turn] = await read_conversation(_messages(_user(large)), alone)
+
+
+@pytest.mark.parametrize("max_upload_bytes", [0, UPLOAD_ABOVE_BYTES])
+async def test_what_is_too_large_to_go_apart_goes_with_the_request(max_upload_bytes: int) -> None:
+    limits = MediaLimits(3, 3 * UPLOAD_ABOVE_BYTES, 12, max_upload_bytes)
+    large = _video(bytes(UPLOAD_ABOVE_BYTES + 1))
+    [turn] = await read_conversation(_messages(_user(large)), limits)
     assert not is_upload(turn.parts[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import pytest
@@ -59,8 +59,12 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-async def _generate(client: LLMClient, key: bytes = KEY, is_kept: bool = False) -> list[Event]:
-    call = client.generate(pb.GenerateRequest(), key=key, metadata=(), timeout_s=5, is_kept=is_kept)
+async def _generate(
+    client: LLMClient, key: bytes = KEY, is_kept: bool = False, uploads: Sequence[bytes] = ()
+) -> list[Event]:
+    call = client.generate(
+        pb.GenerateRequest(), key=key, metadata=(), timeout_s=5, is_kept=is_kept, uploads=uploads
+    )
     async with aclosing(call) as events:
         return [event async for batch in events for event in batch]
 
@@ -261,6 +265,31 @@ class TestStarted:
             assert _texts(await _generate(client)) == ["b"]
             go_on.set()
             assert _texts(await answering) == ["late"]
+            async with asyncio.timeout(10):
+                while client._leaving:
+                    await asyncio.sleep(0.01)
+            await client.close()
+
+    async def test_one_that_leaves_its_name_finishes_its_uploads(self) -> None:
+        async with _pool(says("a"), says("b")) as (_, services, ports):
+            addresses = [f"127.0.0.1:{port}" for port in ports]
+
+            async def look_up(host: str, port: int) -> list[str]:
+                return list(addresses)
+
+            client = LLMClient(["dns:///llm.internal:50052"], lookup=look_up)
+            services[0].takes_uploads.clear()
+            answering = asyncio.create_task(_generate(client, uploads=[b"a video"]))
+            async with asyncio.timeout(10):
+                while not services[0].uploads_begun:
+                    await asyncio.sleep(0.01)
+            del addresses[0]
+            await client._directory.resolve(5)
+            [leaving] = client._leaving
+            done, _pending = await asyncio.wait([leaving], timeout=0.2)
+            assert not done
+            services[0].takes_uploads.set()
+            assert _texts(await answering) == ["a"]
             async with asyncio.timeout(10):
                 while client._leaving:
                     await asyncio.sleep(0.01)

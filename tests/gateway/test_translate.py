@@ -200,13 +200,14 @@ MEDIA = (
             Clip(b"large", f"{PLACE}.1", f"{PLACE}.1.video_url.url", upload=b"digest"),
             Document(b"pdf", f"{PLACE}.2", f"{PLACE}.2.file.file_data", 3),
             Document(b"huge", f"{PLACE}.3", f"{PLACE}.3.file.file_data", upload=b"other"),
+            Document(b"huge", f"{PLACE}.4", f"{PLACE}.4.file_data", upload=b"other"),  # an input_file
         ),
     ),
 )
 
 
 def test_videos_and_documents_become_parts() -> None:
-    first, second, third, fourth = generate_request(_chat(), MEDIA, "id").messages[0].parts
+    first, second, third, fourth, _ = generate_request(_chat(), MEDIA, "id").messages[0].parts
     sampling = encoder_pb2.FrameSampling(num_frames=4, fps=0.5, start_s=1.0, end_s=2.0)
     assert first.video.data == b"mp4" and first.video.sampling == sampling
     assert first.video.tiling.max_tiles == 2
@@ -236,6 +237,7 @@ def test_an_upload_is_cut_into_messages() -> None:
         ("messages[0].parts[0].video.tiling.max_tiles", "0.video_url.max_dynamic_patch"),
         ("messages[0].parts[2].document.data", "2.file.file_data"),
         ("messages[0].parts[2].document.tiling.max_tiles", "2.file.max_dynamic_patch"),
+        ("messages[0].parts[4].document.tiling.max_tiles", "4.max_dynamic_patch"),
     ],
 )
 def test_fields_of_media_are_paths_into_the_body(field: str, param: str) -> None:

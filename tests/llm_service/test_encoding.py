@@ -345,6 +345,20 @@ class TestKnownPictures:
             assert type(await request.failed()) is Unavailable
             assert request.tiles == []
 
+    async def test_a_layout_that_was_contradicted_is_not_remembered_any_longer(self) -> None:
+        """An encoder of another version may take other frames of a video: one request fails, not all."""
+        async with scene() as it:
+            stale, new = (PictureLayout((TOKENS_PER_TILE,) * count) for count in (NUM_TILES + 1, NUM_TILES))
+            for picture in PICTURES:
+                it.layouts.put(SALT, picture.content_hash, stale)
+            failing = it.request()
+            assert await failing.encoding.layout() == [stale, stale]
+            failing.encoding.want(ALL[0])
+            failing.encoding.want(ALL[NUM_TILES])
+            await failing.failed()
+            request = it.request()
+            assert await request.encoding.layout() == [new, new]
+
     def test_the_least_recently_used_is_forgotten(self) -> None:
         cache = LayoutCache(max_entries=2)
         layouts = [PictureLayout((number,)) for number in range(3)]
