@@ -136,7 +136,7 @@ def llm_command() -> ServiceCommand:
     from llm_service.config import LLMConfig
 
     def load_serve() -> Serve:
-        from llm_service.servicer import serve
+        from llm_service.process import serve
 
         return serve
 

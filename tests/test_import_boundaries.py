@@ -134,7 +134,7 @@ import sys
 from pathlib import Path
 
 sys.modules["transformers"] = None
-import encoder_service.process, llm_service.engine, llm_service.engine_process, llm_service.servicer
+import encoder_service.process, llm_service.engine, llm_service.engine_process, llm_service.process
 from llm_service.prompt import ImagePart, Message, PromptBuilder, TextPart
 from llm_service.tokenizer import load_tokenizer
 from protos.checkpoint import open_checkpoint
@@ -174,7 +174,7 @@ def test_bookkeeping_knows_neither_tensors_nor_io(name: str) -> None:
 
 @pytest.mark.parametrize(
     "process",
-    ["encoder_service.process", "llm_service.servicer", "llm_service.engine_process", "deploy.cli"],
+    ["encoder_service.process", "llm_service.process", "llm_service.engine_process", "deploy.cli"],
 )
 def test_no_process_loads_cuda_only_packages_before_it_knows_its_device(process: str) -> None:
     assert not top_level(loaded_with(process)) & {"flash_attn", "flashinfer", "triton"}

@@ -27,7 +27,7 @@ from llm_service.config import EncoderPoolConfig
 from llm_service.encode_stream import Picture, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
-from llm_service.servicer import FRONT_END_THREADS
+from llm_service.process import FRONT_END_THREADS
 from llm_service.visual_memory import VisualMemory
 from protos.checkpoint import open_checkpoint
 from protos.errors import ServingError

@@ -20,7 +20,7 @@ from encoder_service.vision import VisionEncoder
 from llm_service.config import EncoderPoolConfig, EngineConfig, LLMConfig
 from llm_service.engine_host import EngineHost
 from llm_service.messages import EngineReady
-from llm_service.servicer import serve
+from llm_service.process import serve
 from protos import encoder_pb2, language_model_pb2_grpc
 from protos import language_model_pb2 as pb
 from protos.channel import ClientTlsConfig, open_channel
