@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import torch
 
+from llm_service.call_ending import CallEnding
 from llm_service.config import EncoderPoolConfig
+from llm_service.encode_requests import chunk_requests, grant_request, open_request
 from llm_service.encoder_pool import EncoderConnection
+from llm_service.picture import Picture, PictureLayout, TileId
 from llm_service.tile_ring import RingLease
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
 from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
-from protos.media import FrameSampling, MediaKind
-from protos.options import MAX_CHUNK_BYTES
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
 from protos.statuses import carries_our_details, error_from_rpc
@@ -35,55 +32,7 @@ MIN_UPLOAD_BYTES_S = 8 << 20
 # Details of the status that grpc.aio makes up when a write fails.
 WRITE_FAILED = "Internal error from Core"
 
-_KINDS = {
-    MediaKind.IMAGE: encoder_pb2.MEDIA_KIND_IMAGE,
-    MediaKind.VIDEO: encoder_pb2.MEDIA_KIND_VIDEO,
-    MediaKind.DOCUMENT: encoder_pb2.MEDIA_KIND_DOCUMENT,
-}
-
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One medium with its tiling options resolved."""
-
-    data: bytes
-    min_tiles: int
-    max_tiles: int
-    use_thumbnail: bool
-    content_hash: bytes
-    fingerprint: bytes  # that the hash was made with
-    kind: MediaKind = MediaKind.IMAGE
-    sampling: FrameSampling | None = None  # of a video
-
-
-@dataclass(frozen=True)
-class PictureLayout:
-    tokens_per_tile: tuple[int, ...]
-    part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
-
-    @property
-    def num_tiles_of_parts(self) -> tuple[int, ...]:
-        """A picture is its only part."""
-        return self.part_tiles or (len(self.tokens_per_tile),)
-
-    @property
-    def tokens_per_part(self) -> list[int]:
-        tokens = iter(self.tokens_per_tile)
-        return [sum(islice(tokens, count)) for count in self.num_tiles_of_parts]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.tokens_per_tile)
-
-
-@dataclass(frozen=True)
-class TileId:
-    medium: int
-    tile: int
 
 
 # Lends slots without granting tiles.
@@ -116,7 +65,7 @@ class EncodeStream:
         self._payload_dtypes = (*PAYLOAD_DTYPES, *quantized)  # the fingerprint says which of them we mean
         self._dtype = torch.float32
         self._call: EncodeCall | None = None
-        self._ending = _Ending()
+        self._ending = CallEnding()
         self._watchdog: asyncio.Task[None] | None = None
         self._verdict: ServingError | None = None
         self._heard = True
@@ -136,7 +85,16 @@ class EncodeStream:
         ring = self.connection.ring
         self._lease = None if ring is None else ring.lease()
         slots = self._take_slots(self._most_tiles(initial_credit))
-        request = self._open_message(dict(metadata), cache_salt, priority, initial_credit, slots)
+        request = open_request(
+            self._pictures,
+            self._payload_dtypes,
+            metadata,
+            cache_salt,
+            priority,
+            initial_credit,
+            self._lease,
+            slots,
+        )
         self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
         self._call.add_done_callback(self._ending.note)
         try:
@@ -245,55 +203,15 @@ class EncodeStream:
         num_bytes = sum(len(picture.data) for picture in self._pictures)
         return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S
 
-    def _open_message(
-        self,
-        metadata: dict[str, str],
-        cache_salt: bytes,
-        priority: int,
-        initial_credit: int,
-        slots: Sequence[int],
-    ) -> encoder_pb2.EncodeRequest:
-        media = [
-            encoder_pb2.Medium(
-                kind=_KINDS[picture.kind],
-                num_bytes=len(picture.data),
-                tiling=encoder_pb2.TilingOptions(
-                    min_tiles=picture.min_tiles,
-                    max_tiles=picture.max_tiles,
-                    use_thumbnail=picture.use_thumbnail,
-                ),
-                sampling=_sampling(picture.sampling),
-            )
-            for picture in self._pictures
-        ]
-        opening = encoder_pb2.Open(
-            request_id=metadata.get("x-request-id", ""),
-            media=media,
-            payload_dtypes=self._payload_dtypes,
-            transports=[encoder_pb2.TRANSPORT_INLINE],
-            initial_credit=initial_credit,
-            cache_salt=cache_salt,
-            priority=priority,
-            expected_fingerprint=self._pictures[0].fingerprint,
-        )
-        if self._lease is not None:
-            opening.transports.append(encoder_pb2.TRANSPORT_SHARED_MEMORY)
-            opening.ring.nonce, opening.ring.stream = self._lease.nonce, self._lease.stream
-            opening.ring.slots.extend(slots)
-        return encoder_pb2.EncodeRequest(open=opening)
-
     async def _requests(self, opening: encoder_pb2.EncodeRequest) -> AsyncIterator[encoder_pb2.EncodeRequest]:
         yield opening
-        for medium, picture in enumerate(self._pictures):
-            for start in range(0, len(picture.data), MAX_CHUNK_BYTES):
-                data = picture.data[start : start + MAX_CHUNK_BYTES]
-                chunk = encoder_pb2.MediaChunk(medium=medium, data=data)
-                yield encoder_pb2.EncodeRequest(chunk=chunk)
+        for chunk in chunk_requests(self._pictures):
+            yield chunk
         while (tiles := await self._next_granted()) is not None:
             slots, self._relent = self._relent, []
             slots += self._take_slots(len(self._due))
             if tiles or slots:
-                yield encoder_pb2.EncodeRequest(grant=encoder_pb2.Grant(tiles=_ranges(tiles), slots=slots))
+                yield grant_request(tiles, slots)
 
     async def _next_granted(self) -> list[TileId] | None:
         """All that was granted since the last message: a step of the engine costs one.  None at the end."""
@@ -427,61 +345,11 @@ def _picture_layout(medium: encoder_pb2.MediumLayout) -> PictureLayout:
     return PictureLayout(tuple(medium.tokens_per_tile), part_tiles)
 
 
-def _sampling(sampling: FrameSampling | None) -> encoder_pb2.FrameSampling | None:
-    """As resolved here, so that both halves hash the same."""
-    if sampling is None:
-        return None
-    return encoder_pb2.FrameSampling(
-        num_frames=sampling.num_frames,
-        fps=sampling.fps or None,
-        start_s=sampling.start_s,
-        end_s=sampling.end_s if sampling.end_s < math.inf else None,
-    )
-
-
-def _ranges(tiles: Sequence[TileId]) -> list[encoder_pb2.TileRange]:
-    """The same tiles in the same order, runs of neighbours as one range."""
-    ranges: list[encoder_pb2.TileRange] = []
-    for tile in tiles:
-        last = ranges[-1] if ranges else None
-        if last is not None and (tile.medium, tile.tile) == (last.medium, last.first_tile + last.num_tiles):
-            last.num_tiles += 1
-        else:
-            ranges.append(encoder_pb2.TileRange(medium=tile.medium, first_tile=tile.tile, num_tiles=1))
-    return ranges
-
-
 def _frames(event: EncodeEvent) -> Sequence[TileFrame]:
     """The tiles that it brings."""
     if isinstance(event, TileFrame):
         return [event]
     return [TileFrame(tile, memoryview(b"")) for tile in event.tiles.tiles]
-
-
-class _Ending:
-    """How the server ended a call.  Apart from the stream, which a cycle through the call would keep.
-
-    gRPC overwrites the server's status with INTERNAL when a write of ours fails behind it: the rule, not the
-    exception, while a picture is uploaded.  https://github.com/grpc/grpc/issues/36066
-    """
-
-    def __init__(self) -> None:
-        self.error: grpc.aio.AioRpcError | None = None
-
-    def note(self, call: EncodeCall) -> None:
-        if self.error is None:
-            code, details = _result(call.code()), _result(call.details())
-            trailers = _result(call.trailing_metadata())
-            self.error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
-
-
-def _result(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Of a coroutine that has nothing to wait for."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return cast(T, stop.value)
-    raise AssertionError("the call has not ended")
 
 
 def _is_task_cancelled() -> bool:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 import torch
 
-from llm_service.encode_stream import Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderConnection, EncoderPool
 from llm_service.encoding_part import EncodingPart, shares
+from llm_service.picture import Picture, PictureLayout, TileId
 from protos.errors import (
     DeadlineExceeded,
     FingerprintMismatch,

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 import torch
 
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import EncodeStream, Picture, PictureLayout, TileId
+from llm_service.encode_stream import EncodeStream
 from llm_service.encoder_pool import EncoderConnection
+from llm_service.picture import Picture, PictureLayout, TileId
 from protos.errors import ServingError
 from protos.request_context import Metadata
 

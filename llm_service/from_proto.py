@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from llm_service.generation import GenerationInput, MediumInput
+from llm_service.generation_input import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, MediaPart, Message, TextPart, VideoPart
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2, language_model_pb2

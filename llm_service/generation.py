@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,18 +13,16 @@ from itertools import islice
 import torch
 
 from llm_service.choice import Choice, ChoiceDelta, ChoiceFinished
-from llm_service.encode_stream import Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.engine_client import EngineClient, EngineRequest, Event, PromptInput
+from llm_service.generation_clock import GenerationClock, GenerationTimings
+from llm_service.generation_input import GenerationInput, hash_media
 from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, SlotGrant
-from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout, TextPart
-from llm_service.sampling_params import SamplingParams
+from llm_service.picture import Picture, PictureLayout, TileId
+from llm_service.prompt import PlaceholderRange, PromptBuilder, PromptLayout, TextPart
 from llm_service.tokenizer import Tokenizer
 from protos.errors import ContextLengthExceeded, DeadlineExceeded, ModelError, ServingError
-from protos.fingerprint import content_hash
-from protos.media import FrameSampling, MediaKind
-from protos.request_context import Metadata
 
 # Some 50 ms of tokenization.
 LONG_TEXT_CHARS = 1 << 17
@@ -34,45 +31,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class MediumInput:
-    """A picture, video or document, options resolved; `field` is its path in the request, for errors."""
-
-    data: bytes
-    min_tiles: int
-    max_tiles: int
-    use_thumbnail: bool
-    field: str
-    kind: MediaKind = MediaKind.IMAGE
-    sampling: FrameSampling | None = None  # of a video
-
-
-@dataclass(frozen=True)
-class GenerationInput:
-    messages: list[Message]  # empty when prompt_token_ids are given
-    prompt_token_ids: list[int]
-    media: list[MediumInput]  # in the order of the messages' media parts
-    params: SamplingParams
-    priority: int
-    cache_salt: bytes
-    metadata: Metadata  # request id and trace context, for the encoder
-
-
-@dataclass(frozen=True)
 class GenerationStarted:
     prompt_tokens: int
-
-
-@dataclass(frozen=True)
-class GenerationTimings:
-    """Nanoseconds; see GenerateTimings of the contract."""
-
-    layout_ns: int
-    encode_ns: int
-    queue_ns: int
-    prefill_ns: int
-    overlap_ns: int
-    decode_ns: int
-    total_ns: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +70,7 @@ class Generation:
     def __init__(self, request: GenerationInput, backends: Backends) -> None:
         self._request = request
         self._backends = backends
-        self._clock = _Clock()
+        self._clock = GenerationClock()
         self._encoding: Encoding | None = None
         self._engine_request: EngineRequest | None = None
         self._tile_ids: list[TileId] = []  # by tile index of the engine
@@ -234,8 +194,15 @@ class Generation:
             visual_tokens=self._visual_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=sum(choice.num_output_tokens for choice in self._choices),
-            timings=self._clock.timings(self._encoding),
+            timings=self._clock.timings(self._encode_ns),
         )
+
+    @property
+    def _encode_ns(self) -> int:
+        """First grant to last tile."""
+        if self._encoding is None:
+            return 0
+        return max(self._encoding.last_tile_ns - self._encoding.first_grant_ns, 0)
 
     def _fetch(self, grant: SlotGrant) -> None:
         assert self._encoding is not None
@@ -264,7 +231,7 @@ class Generation:
                 raise self.error
         # No await from here to `submit`: the encoder's errors go to the engine request.
         prompt = text.expand([tokens for layout in layouts for tokens in layout.tokens_per_part])
-        self._clock.laid_out_ns = time.monotonic_ns()
+        self._clock.note_layout()
         tiles = list(self._tiles(prompt.placeholders, pictures, layouts))
         eos = () if request.params.ignore_eos else prompts.default_stop_token_ids
         return PromptInput(
@@ -318,7 +285,7 @@ class Generation:
 
     async def _pictures(self) -> list[Picture]:
         fingerprint = await self._backends.encoders.fingerprint()
-        return await asyncio.to_thread(_hash_media, self._request.media, fingerprint)
+        return await asyncio.to_thread(hash_media, self._request.media, fingerprint)
 
     async def _layout(self, pictures: list[Picture]) -> list[PictureLayout]:
         self._encoding = Encoding(
@@ -363,57 +330,3 @@ class Generation:
                     key = salt + picture.content_hash + tile.to_bytes(4, "little")
                     yield PromptTile(key, offset, num_tokens)
                     offset += num_tokens
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self._received_ns = time.monotonic_ns()
-        self.laid_out_ns = self._received_ns
-        self._scheduled_ns = self._overlap_ns = 0
-        self._first_token_ns = 0
-        self._last_token_ns = 0
-
-    def note_token(self, output: SequenceOutput) -> bool:
-        """True for the request's first token."""
-        self._last_token_ns = time.monotonic_ns()
-        if self._first_token_ns:
-            return False
-        self._first_token_ns = self._last_token_ns
-        self._scheduled_ns, self._overlap_ns = output.scheduled_ns, output.overlap_ns
-        return True
-
-    def timings(self, encoding: Encoding | None) -> GenerationTimings:
-        encode_ns = encoding.last_tile_ns - encoding.first_grant_ns if encoding is not None else 0
-        return GenerationTimings(
-            layout_ns=self.laid_out_ns - self._received_ns,
-            encode_ns=max(encode_ns, 0),
-            queue_ns=max(self._scheduled_ns - self.laid_out_ns, 0),
-            prefill_ns=self._first_token_ns - self._scheduled_ns,
-            overlap_ns=self._overlap_ns,
-            decode_ns=self._last_token_ns - self._first_token_ns,
-            total_ns=self._last_token_ns - self._received_ns,
-        )
-
-
-def _hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Picture]:
-    return [
-        Picture(
-            medium.data,
-            medium.min_tiles,
-            medium.max_tiles,
-            medium.use_thumbnail,
-            content_hash(
-                medium.data,
-                medium.min_tiles,
-                medium.max_tiles,
-                medium.use_thumbnail,
-                fingerprint,
-                medium.kind,
-                medium.sampling,
-            ),
-            fingerprint,
-            medium.kind,
-            medium.sampling,
-        )
-        for medium in media
-    ]

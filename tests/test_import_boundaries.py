@@ -27,6 +27,7 @@ WIRE_MODULES = {
     "llm_service.to_proto",
     "llm_service.from_proto",
     "llm_service.encode_stream",
+    "llm_service.encode_requests",
     "llm_service.encoder_pool",
     "llm_service.ring_client",
     "gateway.translate",

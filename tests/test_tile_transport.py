@@ -19,9 +19,10 @@ import torch
 
 from encoder_service.metrics import TILES_SENT
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import SLOTS_OF_STREAM, Picture, TileId
+from llm_service.encode_stream import SLOTS_OF_STREAM
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
+from llm_service.picture import Picture, TileId
 from llm_service.tile_ring import TileRing
 from protos import encoder_pb2, tensor_pb2
 from protos.checkpoint import open_checkpoint

@@ -24,9 +24,9 @@ from deploy.bench.null_encoder import HIDDEN_SIZE, MAX_TILES, TILE_SIDE, TOKENS_
 from deploy.bench.raw_socket import RawSocket
 from encoder_service.config import EncoderConfig
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import Picture, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
+from llm_service.picture import Picture, TileId
 from llm_service.process import FRONT_END_THREADS
 from llm_service.visual_memory import VisualMemory
 from protos.checkpoint import open_checkpoint

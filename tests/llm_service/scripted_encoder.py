@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import torch
 
-from llm_service.encode_stream import Picture, TileId
+from llm_service.picture import Picture, TileId
 from protos import encoder_pb2 as pb
 from protos import tensor_pb2
 from protos.encoder_rpc import add_encoder_servicer

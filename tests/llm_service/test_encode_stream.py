@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import EncodeStream, Picture, TileId
+from llm_service.encode_stream import EncodeStream
 from llm_service.encoder_pool import EncoderConnection
+from llm_service.picture import Picture, TileId
 from protos import encoder_pb2, tensor_pb2
 from protos.errors import (
     DeadlineExceeded,

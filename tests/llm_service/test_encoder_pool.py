@@ -15,8 +15,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import EncodeStream, TileId
+from llm_service.encode_stream import EncodeStream
 from llm_service.encoder_pool import FREE_TILES, EncoderConnection, EncoderModel, EncoderPool
+from llm_service.picture import TileId
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.errors import FingerprintMismatch, Unavailable
 from protos.options import SHARED_OPTIONS

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import PictureLayout, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
+from llm_service.picture import PictureLayout, TileId
 from protos.errors import (
     DeadlineExceeded,
     FingerprintMismatch,

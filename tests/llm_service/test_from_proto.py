@@ -16,7 +16,7 @@ from llm_service.from_proto import (
     messages_from_proto,
     sampling_params_from_proto,
 )
-from llm_service.generation import GenerationInput, MediumInput
+from llm_service.generation_input import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, Message, TextPart, VideoPart
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2

@@ -18,17 +18,16 @@ from typing import Any
 import pytest
 
 from llm_service.choice import ChoiceDelta, ChoiceFinished
-from llm_service.encode_stream import TileId
 from llm_service.generation import (
     LONG_TEXT_CHARS,
     Backends,
     Generation,
     GenerationEvent,
-    GenerationInput,
     GenerationStarted,
     GenerationUsage,
-    MediumInput,
 )
+from llm_service.generation_input import GenerationInput, MediumInput
+from llm_service.picture import TileId
 from llm_service.prompt import ImagePart, Message, PromptBuilder, PromptLayout, TextPart
 from llm_service.sampling_params import SamplingParams
 from protos.errors import (

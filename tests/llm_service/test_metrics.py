@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client import REGISTRY
 
-from llm_service.generation import GenerationTimings, GenerationUsage
+from llm_service.generation import GenerationUsage
+from llm_service.generation_clock import GenerationTimings
 from llm_service.metrics import count_usage
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llm_service.choice import ChoiceDelta, ChoiceFinished, Logprob, TokenLogprobs
-from llm_service.generation import GenerationStarted, GenerationTimings, GenerationUsage
+from llm_service.generation import GenerationStarted, GenerationUsage
+from llm_service.generation_clock import GenerationTimings
 from llm_service.to_proto import event_to_proto
 from protos import language_model_pb2 as pb
 

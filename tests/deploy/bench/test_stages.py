@@ -11,7 +11,8 @@ from deploy.bench import stages
 from deploy.bench.load import Sample
 from encoder_service import metrics as encoder_metrics
 from encoder_service.tile_stream import StreamTimings
-from llm_service.generation import GenerationTimings, GenerationUsage
+from llm_service.generation import GenerationUsage
+from llm_service.generation_clock import GenerationTimings
 from llm_service.metrics import count_usage
 
 MS = 1_000_000

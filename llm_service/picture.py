@@ -1,0 +1,48 @@
+"""Pictures as an Encode call knows them, videos and documents included: bytes, layout, and names of tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+from protos.media import FrameSampling, MediaKind
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One medium with its tiling options resolved."""
+
+    data: bytes
+    min_tiles: int
+    max_tiles: int
+    use_thumbnail: bool
+    content_hash: bytes
+    fingerprint: bytes  # that the hash was made with
+    kind: MediaKind = MediaKind.IMAGE
+    sampling: FrameSampling | None = None  # of a video
+
+
+@dataclass(frozen=True)
+class PictureLayout:
+    tokens_per_tile: tuple[int, ...]
+    part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
+
+    @property
+    def num_tiles_of_parts(self) -> tuple[int, ...]:
+        """A picture is its only part."""
+        return self.part_tiles or (len(self.tokens_per_tile),)
+
+    @property
+    def tokens_per_part(self) -> list[int]:
+        tokens = iter(self.tokens_per_tile)
+        return [sum(islice(tokens, count)) for count in self.num_tiles_of_parts]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.tokens_per_tile)
+
+
+@dataclass(frozen=True)
+class TileId:
+    medium: int
+    tile: int
