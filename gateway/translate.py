@@ -1,4 +1,4 @@
-"""Protobuf to plain values and back: with llm_client.py the only place of the gateway that sees protobuf."""
+"""Protobuf to plain values and back; beside it only those who call the services see protobuf."""
 
 from __future__ import annotations
 

@@ -195,7 +195,9 @@ class UploadConfig:
     """What UploadMedia may leave in memory, and for how long."""
 
     max_upload_bytes: int = field(default=128 << 20, metadata={"help": "most bytes of one uploaded medium"})
-    max_uploads_mib: int = field(default=1024, metadata={"help": "memory for uploaded media, MiB"})
+    max_uploads_mib: int = field(
+        default=1024, metadata={"help": "memory for uploaded media, MiB; each counts as 64 KiB at least"}
+    )
     max_caller_uploads_mib: int = field(
         default=512, metadata={"help": "memory for the uploaded media of one host or TLS identity, MiB"}
     )

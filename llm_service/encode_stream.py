@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # Lends slots without granting tiles.
 LEND = TileId(-1, -1)
-# Two messages' tiles: one is read while the encoder fills the other.
+# As many as the encoder names in a message; of a shorter one some are filled while others are read.
 SLOTS_OF_STREAM = 8
 
 
@@ -118,6 +118,11 @@ class EncodeStream:
             self._due.update(missing)
             for tile in missing:
                 self._granted.put_nowait(tile)
+
+    @property
+    def num_due(self) -> int:
+        """Tiles that were granted or credited and have not come."""
+        return len(self._due)
 
     @property
     def has_given_up(self) -> bool:

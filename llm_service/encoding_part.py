@@ -76,6 +76,7 @@ class EncodingPart:
         assert self._stream is not None
         numbers = {medium: number for number, medium in enumerate(self.media)}
         self._stream.grant([TileId(numbers[tile.medium], tile.tile) for tile in tiles])
+        self.expect(max(self._load, self._stream.num_due))  # it was opened for the tiles wanted by then
 
     async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[tuple[TileId, torch.Tensor]]:
         """As those of the stream."""

@@ -12,7 +12,6 @@ from protos.frames import EncodeEvent, deserialize_event, serialize_event
 
 SERVICE_NAME = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"].full_name
 
-AttachCall = grpc.aio.UnaryStreamCall[encoder_pb2.AttachRequest, encoder_pb2.AttachEvent]
 EncodeCall = grpc.aio.StreamStreamCall[encoder_pb2.EncodeRequest, EncodeEvent]
 
 

@@ -100,7 +100,7 @@ async def test_a_busy_service_is_passed_over() -> None:
                 call = client.generate(pb.GenerateRequest(), key=KEY, metadata=(), timeout_s=5)
                 await anext(await stack.enter_async_context(aclosing(call)))
             await _generate(client)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             await services[0].cancelled.wait()
     assert len(services[1].requests) >= 1
 

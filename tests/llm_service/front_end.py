@@ -195,7 +195,7 @@ class FrontEnd:
         """Within one step: blocks, slots and the encoder's work are free again."""
         if self.engine.is_running:
             await self.engine.idle()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             while self.streams_open:
                 await asyncio.sleep(0.005)
             for side in self.encoder.sides:

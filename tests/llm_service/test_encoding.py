@@ -91,7 +91,7 @@ class Request:
         self.errors.append(error)
         self.news.set()
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 3) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 self.news.clear()
@@ -133,6 +133,12 @@ class Scene:
             excluded = [encoder.target for encoder in self._order]
             connection = await self.pool.choose(FINGERPRINT, PICTURES[0].content_hash, 1, excluded)
             self._order.append(by_target[connection.target])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def asked(side: EncoderSide) -> list[TileId]:
@@ -222,7 +228,7 @@ class TestTiles:
         async with scene(initial_credit=2) as it:
             request = it.request()
             await request.encoding.layout()
-            await asyncio.sleep(0.1)
+            await until(lambda: len(request.encoding._early) == 2)
             assert request.tiles == []
             request.encoding.want(ALL[1])
             assert request.tiles == [ALL[1]]  # at once: it was here
@@ -250,8 +256,7 @@ class TestTiles:
             request.encoding.finish()
             await assert_ended(it.encoders[0])
             assert it.encoders[0].sides[0].is_half_closed
-            await asyncio.sleep(0.05)
-            assert it.pool.connections[0].streams_open == 0
+            await until(lambda: it.pool.connections[0].streams_open == 0)
 
     async def test_finish_waits_for_what_is_wanted(self) -> None:
         async with scene(initial_credit=0) as it:
@@ -289,10 +294,10 @@ class TestTiles:
         async with scene(late_credit, initial_credit=2) as it:
             request = it.request()
             await request.encoding.layout()
-            await asyncio.sleep(0.05)
+            await until(lambda: len(request.encoding._early) == 1)
             request.encoding.finish()
             await assert_ended(it.encoders[0])
-            await asyncio.sleep(0.05)
+            await until(lambda: not request.encoding._parts)
             assert request.encoding._early == {} and request.tiles == []
 
 
@@ -312,6 +317,25 @@ class TestKnownPictures:
             assert all_correct(second, ALL[2:4])
             side = it.encoders[0].sides[1]
             assert side.opening.initial_credit == 0 and asked(side) == ALL[2:4]
+
+    async def test_tiles_that_are_wanted_later_are_their_encoders_load_too(self) -> None:
+        async def silent(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout()
+            await hang()
+
+        async with scene(silent) as it:
+            for picture in PICTURES:
+                it.layouts.put(SALT, picture.content_hash, PictureLayout((TOKENS_PER_TILE,) * NUM_TILES))
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            load = it.pool.connections[0].load
+            await until(lambda: 0 in request.encoding._part_of)
+            assert load.own == 1
+            request.encoding.want(ALL[1])
+            request.encoding.want(ALL[2])
+            assert load.own == 3
 
     async def test_another_cache_salt_does_not_know_them(self) -> None:
         async with scene(initial_credit=2) as it:
@@ -656,9 +680,7 @@ class TestSeveralEncoders:
             request = it.request()
             await request.encoding.layout()
             assert [encoder.sides[0].opening.initial_credit for encoder in it.in_order()] == [2, 1]
-            async with asyncio.timeout(5):
-                while len(request.encoding._early) < 3:
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(request.encoding._early) == 3)
             for tile in (ALL[0], ALL[1], ALL[3]):
                 request.encoding.want(tile)
             assert all_correct(request, [ALL[0], ALL[1], ALL[3]])

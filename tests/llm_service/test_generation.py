@@ -269,7 +269,7 @@ class TestPictures:
             it.engine.runner.allow(8)
             while not isinstance(await anext(generation), ChoiceDelta):
                 pass
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 await it.encoder.sides[0].ended.wait()
             assert it.encoder.sides[0].is_half_closed
             await generation.aclose()

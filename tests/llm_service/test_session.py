@@ -254,9 +254,9 @@ async def test_an_idle_session_ends_when_the_service_drains() -> None:
         await caller.send(generate(1))
         await caller.read_until(1)
         it.servicer.drain()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             assert not await caller.read()
         assert await caller.call.code() is grpc.StatusCode.OK
         late = Caller(it)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             assert not await late.read()
