@@ -18,7 +18,7 @@ from llm_service.picture import Picture, PictureLayout, TileId
 from llm_service.tile_ring import RingLease
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
-from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
+from protos.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
@@ -262,6 +262,10 @@ class EncodeStream:
             if isinstance(error, ModelError):
                 return ModelError("the encoder failed; see its log")
             return Unavailable("the encoder is gone", retry_after_s=1.0)
+        if isinstance(error, InvalidRequest) and not (error.field or "").startswith("media"):
+            # Of our messages, not of what the caller sent.
+            log.error("encoder %s refuses %s: %s", self.connection.target, error.field, error.message)
+            return ModelError("the encoder and this service do not understand each other; see the log")
         return error
 
     def _accept_layout(self, layout: encoder_pb2.Layout) -> None:

@@ -485,6 +485,12 @@ class TestStatuses:
                 await it.open()
             assert "somebody" not in raised.value.message
 
+    async def test_a_refusal_of_our_own_messages_is_not_the_callers_fault(self) -> None:
+        error = InvalidRequest("a slot is lent twice", field="open.ring.slots")
+        async with line(refuses(error)) as it:
+            with of_kind(ModelError, "encoder"):
+                await it.open()
+
     async def test_nobody_there_is_unavailable_and_names_no_address(self) -> None:
         config = EncoderPoolConfig(encoders=("127.0.0.1:1",))
         connection = EncoderConnection("127.0.0.1:1", config, FixedBase())  # type: ignore[arg-type]
