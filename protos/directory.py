@@ -109,7 +109,7 @@ class Directory:
     async def _resolve_name(self, target: str, name: Name) -> None:
         try:
             addresses = await self._lookup(name.host, name.port)
-        except (OSError, UnicodeError) as error:  # UnicodeError: no such name is possible
+        except OSError as error:
             log.warning("%s cannot be resolved: %s", target, error)
             return
         found = [Replica(address, name.host) for address in sorted(set(addresses))]

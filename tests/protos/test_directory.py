@@ -100,18 +100,6 @@ async def test_the_same_answer_in_another_order_is_no_news() -> None:
     assert len(said) == 1
 
 
-async def test_a_name_that_no_host_can_have_does_not_hold_up_the_others() -> None:
-    found: list[list[str]] = []
-    it = Directory(
-        ["dns:///no..host:1", "dns:///localhost:2"],
-        lambda replicas: found.append([one.address for one in replicas]),
-    )
-    await it.resolve(20)
-    assert it._resolving is not None and it._resolving.exception() is None
-    assert found and all(address.endswith(":2") for address in found[-1])
-    await it.close()
-
-
 @pytest.mark.parametrize("answer", ["failure", "nothing"])
 async def test_a_name_that_cannot_be_resolved_keeps_its_addresses(answer: str) -> None:
     records = Records("10.0.0.1:1")
