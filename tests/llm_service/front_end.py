@@ -169,7 +169,7 @@ class EngineThread:
             and num_granted(self.store) == 0
         )
 
-    async def idle(self, seconds: float = 1.0) -> None:
+    async def idle(self, seconds: float = 10.0) -> None:
         """Nothing is left of any request: no block, no slot, no place in a queue."""
         for _ in range(int(seconds * 200)):
             if self.is_idle:

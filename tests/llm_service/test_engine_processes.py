@@ -38,7 +38,7 @@ async def test_a_start_that_failed_leaves_neither_processes_nor_files(tmp_path, 
         await asyncio.wait_for(processes.start(), 60)
     assert ranks() == [] and not processes.socket_path.parent.exists()
     assert "error: " in capfd.readouterr().err
-    await asyncio.wait_for(processes.wait(), 1)
+    await asyncio.wait_for(processes.wait(), 20)
     await processes.stop()
 
 

@@ -17,7 +17,7 @@ from llm_service.session import Session
 from protos import language_model_pb2 as pb
 from protos.errors import Unavailable
 from protos.failures import error_from_failure
-from tests.llm_service.front_end import FrontEnd, front_end
+from tests.llm_service.front_end import FrontEnd, PacedRunner, front_end
 from tests.llm_service.test_from_proto import image, text
 from tests.llm_service.test_generation import ask as ask_plain
 from tests.llm_service.test_servicer import Service, ask, serving, wait_for
@@ -144,10 +144,15 @@ class TestEnds:
     @pytest.mark.parametrize("parts", [[text("a")], [image(b"cat")]], ids=["text", "picture"])
     async def test_a_cancel_frees_the_request_and_no_other(self, parts: list[pb.Part]) -> None:
         async with serving() as it:
-            caller = Caller(it)
+            caller, engine = Caller(it), it.front.engine
+            engine.runner.pace()
+            stepping = asyncio.create_task(step_slowly(engine.runner))  # 200 tokens take seconds
             await caller.send(generate(1, *parts, max_tokens=200), generate(2, max_tokens=200))
             await caller.read_until(1, 2, kind="delta")
             await caller.send(cancel(1))
+            await wait_for(lambda: len(engine.scheduler.groups) == 1)
+            stepping.cancel()
+            engine.runner.unpace()
             await caller.read_until(2)
             assert "finished" not in caller.kinds[1]
             await caller.leave()
@@ -187,6 +192,12 @@ class TestEnds:
                 await caller.leave()
             assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             await it.front.nothing_is_left()
+
+
+async def step_slowly(runner: PacedRunner) -> None:
+    while True:
+        runner.allow(1)
+        await asyncio.sleep(0.02)
 
 
 def local_session(front: FrontEnd, max_tokens: int) -> Session:
