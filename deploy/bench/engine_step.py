@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from deploy.bench.internvl3_8b import write_internvl3_8b
+from deploy.bench.shapes import write_shape
 from llm_service.capacity import Capacity
 from llm_service.config import QUANTIZATIONS, EngineConfig
 from llm_service.cuda_launcher import CudaLauncher
@@ -77,7 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level="INFO")
     with tempfile.TemporaryDirectory(prefix="tessera-bench-") as scratch:
-        folder = arguments.folder or str(write_internvl3_8b(Path(scratch) / "internvl3-8b"))
+        folder = arguments.folder or str(write_shape(Path(scratch) / "internvl3-8b"))
         bench = Bench(folder, _config(arguments))
     figures: dict[str, Any] = {"quantization": arguments.quantization, "weight_bytes": bench.step_bytes}
     figures["prefill"] = _prefills(bench, [int(tokens) for tokens in arguments.prefills.split(",") if tokens])

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from deploy.bench import machine, report, stages
 from deploy.bench.answer import AnswerError
-from deploy.bench.internvl3_8b import write_internvl3_8b
 from deploy.bench.load import served_model
+from deploy.bench.shapes import write_shape
 from deploy.bench.workload import WORKLOADS, Workload
 from deploy.cli import UsageError, add_common_arguments
 from deploy.progress import Progress
@@ -246,7 +246,7 @@ async def run(arguments: argparse.Namespace, serve_flags: Sequence[str], bench: 
         await measure_served(plan, bench, arguments.model, serve_flags)
     else:
         with tempfile.TemporaryDirectory(prefix="tessera-bench-") as scratch:
-            folder = write_internvl3_8b(Path(scratch) / "internvl3-8b")
+            folder = write_shape(Path(scratch) / "internvl3-8b")
             await measure_served(plan, bench, folder, serve_flags)
 
 

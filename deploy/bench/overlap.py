@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from deploy.bench import machine
+from deploy.bench.shapes import SHAPES, write_shape
 from deploy.random_checkpoint import CheckpointShape, write_random_checkpoint
 from deploy.supervisor import Child, Part
 from protos import language_model_pb2, language_model_pb2_grpc
@@ -276,12 +277,17 @@ def run_on_cores(folder: Path, cases: Sequence[Case] = CPU_CASES, rounds: int = 
     return all(row.ratio <= (MAX_RATIO if row.num_tiles >= MANY_TILES else MAX_LOSS) for row in comparisons)
 
 
+def _write_model(folder: Path, shape: str) -> Path:
+    return write_shape(folder, SHAPES[shape]) if shape else write_random_checkpoint(folder, MID_SIZE)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add("--model", type=Path, help="folder; default: a random one of a size that suits two cores")
+    add("--shape", choices=SHAPES, default="", help="instead of a model: this one's shape, for GPUs")
     add("--encoder-gpu", default="", help="number of the encoder's GPU; weights are then random")
     add("--llm-gpu", default="", help="number of the language model's (default: the encoder's)")
     add("--cases", default=",".join(case.name for case in CASES), help="default: %(default)s")
@@ -299,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [case for case in CASES if case.name in names]
     where = places(arguments.encoder_gpu, arguments.llm_gpu)
     with tempfile.TemporaryDirectory(prefix="tessera-bench-") as scratch:
-        model = arguments.model or write_random_checkpoint(Path(scratch), MID_SIZE)
+        model = arguments.model or _write_model(Path(scratch), arguments.shape)
         comparisons = asyncio.run(run(model, where, cases, arguments.rounds, arguments.llm_flags))
     print(table(comparisons))
     if arguments.json is not None:

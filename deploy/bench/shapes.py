@@ -1,12 +1,13 @@
-"""The InternVL3-8B shape as a model folder without weights: what the GPU benchmark serves.
+"""Shapes of released models as model folders without weights: what the GPU benchmarks serve.
 
-Configs and a synthetic tokenizer in `InternVLForConditionalGeneration`'s format (InternViT-300M, Qwen2.5-7B),
-with the facts of the folder that the peers were measured with; the weights are made on the device
-(`--load-format dummy`).  The tokenizer is byte-level and has no merges: one token a character.
+Configs and a synthetic tokenizer in `InternVLForConditionalGeneration`'s format; the weights are made on the
+device (`--load-format dummy`).  INTERNVL3_8B has the facts of the folder that the peers were measured with.
+The tokenizer is byte-level and has no merges: one token a character.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,58 @@ SPECIAL_TOKENS = (
     "<|file_sep|>",
     *INTERNVL_TOKENS,
 )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What differs between the folders: keys of the two parts' configs."""
+
+    vision: dict[str, Any]
+    language: dict[str, Any]
+
+
+# InternViT-300M and Qwen2.5-7B.
+INTERNVL3_8B = Shape(
+    vision={
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "attention_bias": True,
+        "use_qk_norm": False,
+        "norm_type": "layer_norm",
+    },
+    language={
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+)
+# InternViT-6B and a decoder of InternLM2-20B's dimensions in Qwen2's form, as InternVL2-26B has them.
+INTERNVL2_26B = Shape(
+    vision={
+        "hidden_size": 3200,
+        "intermediate_size": 12800,
+        "num_hidden_layers": 45,
+        "num_attention_heads": 25,
+        "attention_bias": False,
+        "use_qk_norm": True,
+        "norm_type": "rms_norm",
+    },
+    language={
+        "hidden_size": 6144,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 48,
+        "num_key_value_heads": 8,
+    },
+)
+SHAPES = {"internvl3-8b": INTERNVL3_8B, "internvl2-26b": INTERNVL2_26B}
 LANGUAGE_MODEL: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
@@ -62,16 +107,9 @@ LANGUAGE_MODEL: dict[str, Any] = {
 VISION_TOWER: dict[str, Any] = {
     "architectures": ["InternVLVisionModel"],
     "model_type": "internvl_vision",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
     "image_size": [IMAGE_SIZE, IMAGE_SIZE],
     "patch_size": [14, 14],
     "hidden_act": "gelu",
-    "attention_bias": True,
-    "use_qk_norm": False,
-    "norm_type": "layer_norm",
     "layer_norm_eps": 1e-6,
     "use_mean_pooling": True,
     "use_absolute_position_embeddings": True,
@@ -87,22 +125,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_internvl3_8b(folder: Path) -> Path:
+def write_shape(folder: Path, shape: Shape = INTERNVL3_8B) -> Path:
     """Write the model folder (made if missing)."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", _config())
+    write_json(folder / "config.json", _config(shape))
     write_json(folder / "preprocessor_config.json", _preprocessor())
     write_json(folder / "generation_config.json", {"bos_token_id": 151643, "eos_token_id": 151645})
     _write_tokenizer(folder)
     return folder
 
 
-def _config() -> dict[str, Any]:
+def _config(shape: Shape) -> dict[str, Any]:
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
-        "text_config": LANGUAGE_MODEL,
-        "vision_config": VISION_TOWER,
+        "text_config": LANGUAGE_MODEL | shape.language,
+        "vision_config": VISION_TOWER | shape.vision,
         "image_token_id": NUM_WORDS + SPECIAL_TOKENS.index("<IMG_CONTEXT>"),
         "image_seq_length": TOKENS_PER_TILE,
         "downsample_ratio": 0.5,

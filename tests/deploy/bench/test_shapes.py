@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from deploy.bench.internvl3_8b import SPECIAL_TOKENS, TOKENS_PER_TILE, write_internvl3_8b
 from deploy.bench.report import read_peers
+from deploy.bench.shapes import INTERNVL2_26B, SPECIAL_TOKENS, TOKENS_PER_TILE, write_shape
 from deploy.bench.workload import WORKLOADS, request_bodies
 from encoder_service.model.config import VisionConfig
 from encoder_service.tiling import TilingOptions, plan_tiles
@@ -21,7 +22,7 @@ from protos.preprocessing import Preprocessing
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return open_checkpoint(str(write_internvl3_8b(tmp_path_factory.mktemp("shape") / "made")))
+    return open_checkpoint(str(write_shape(tmp_path_factory.mktemp("shape") / "made")))
 
 
 def test_it_is_the_shape_of_internvl3_8b_without_weights(checkpoint: Checkpoint) -> None:
@@ -33,6 +34,15 @@ def test_it_is_the_shape_of_internvl3_8b_without_weights(checkpoint: Checkpoint)
     assert (tower.num_layers, tower.hidden_size, tower.num_heads) == (24, 1024, 16)
     assert (tower.intermediate_size, tower.output_size, tower.qkv_bias) == (4096, 3584, True)
     assert Preprocessing.from_checkpoint(checkpoint).tokens_per_tile == TOKENS_PER_TILE
+
+
+def test_it_is_the_shape_of_internvit_6b_and_a_decoder_of_20b(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(write_shape(tmp_path / "made", INTERNVL2_26B)))
+    decoder, tower = DecoderConfig.from_checkpoint(checkpoint), VisionConfig.from_checkpoint(checkpoint)
+    assert (decoder.num_layers, decoder.hidden_size, decoder.intermediate_size) == (48, 6144, 16384)
+    assert (decoder.num_heads, decoder.num_kv_heads, decoder.head_dim) == (48, 8, 128)
+    assert (tower.num_layers, tower.hidden_size, tower.num_heads) == (45, 3200, 25)
+    assert (tower.intermediate_size, tower.output_size, tower.qkv_bias) == (12800, 6144, False)
 
 
 def test_special_tokens_have_their_real_ids_and_a_character_is_a_token(checkpoint: Checkpoint) -> None:
