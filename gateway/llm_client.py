@@ -17,9 +17,10 @@ from gateway.llm_target import LLMTarget
 from gateway.model_info import ModelInfo
 from protos import language_model_pb2
 from protos.channel import ClientTlsConfig
-from protos.directory import Directory, Lookup, Replica, look_up
+from protos.directory import Lookup, Replica, look_up
 from protos.errors import DeadlineExceeded, Overloaded, ServingError, Unavailable
 from protos.placement import choose
+from protos.replicas import Replicas
 from protos.request_context import Metadata
 
 # What a service says about itself is asked again after this time.
@@ -29,8 +30,6 @@ MAX_ATTEMPTS = 3
 # Sequences that a service may have whatever the others have: together they take little more time than one,
 # and a conversation finds its KV cache (docs/benchmarks/placement.md).
 FREE_SEQUENCES = 8
-# How long a request waits for a name to be resolved when no service is known.
-RESOLVE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -49,28 +48,24 @@ class LLMClient:
         """`lookup` resolves names."""
         self._tls = tls
         self._model_timeout_s = model_timeout_s
-        self._targets: dict[str, LLMTarget] = {}
-        self._is_started = False
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._replicas = Replicas("language model", targets, self._connect, lookup)
         self._model: ModelInfo | None = None
         self._model_until = 0.0  # time.monotonic()
         self._refresh = asyncio.Lock()
-        self._directory = Directory(targets, self._follow, lookup)
-        self._follow(self._directory.replicas)
 
     def start(self) -> None:
         """Notice from now on which services there are, which of them answer, and how busy they are."""
-        self._is_started = True
-        self._directory.start()
-        for target in self._targets.values():
-            target.start()
+        self._replicas.start()
 
     async def close(self) -> None:
-        await self._directory.close()
-        for leaving in self._leaving:
-            leaving.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.gather(*(target.close() for target in self._targets.values()))
+        await self._replicas.close()
+
+    @property
+    def _targets(self) -> dict[str, LLMTarget]:
+        return self._replicas.connections
+
+    def _connect(self, replica: Replica) -> LLMTarget:
+        return LLMTarget(replica, self._tls, self._model_timeout_s)
 
     async def model(self) -> ModelInfo:
         """What is served, at most MODEL_TTL_S old unless no service answers.
@@ -89,7 +84,7 @@ class LLMClient:
     async def models(self) -> list[ModelInfo | ServingError]:
         """What each service says now, or why it does not; at least one answer."""
         if not self._targets:
-            await self._directory.resolve(RESOLVE_TIMEOUT_S)
+            await self._replicas.resolve()
         asked = [self._ask(target) for target in self._targets.values()]
         return await asyncio.gather(*asked) or [_nobody()]
 
@@ -146,7 +141,7 @@ class LLMClient:
         """One that is only full is there."""
         if isinstance(error, Unavailable):
             target.avoid()
-            self._directory.hurry()
+            self._replicas.hurry()
             self._model_until = 0.0
 
     async def _choose(
@@ -154,31 +149,13 @@ class LLMClient:
     ) -> LLMTarget:
         """By key and load among those that answer; any of them when none does."""
         if not self._targets:
-            await self._directory.resolve(RESOLVE_TIMEOUT_S)
+            await self._replicas.resolve()
         left = [target for address, target in self._targets.items() if address not in tried]
         if not left:
             raise _nobody()
         there = [target for target in left if not target.is_avoided] or left
         loads = {target.address: target.load.total for target in there}
         return self._targets[choose(key, loads, _num_sequences(request), free=FREE_SEQUENCES)]
-
-    def _follow(self, replicas: Sequence[Replica]) -> None:
-        """Connect to those that are new; leave those that are gone to the answers that they give."""
-        known, self._targets = self._targets, {}
-        for replica in replicas:
-            address = replica.address
-            self._targets[address] = known.pop(address) if address in known else self._join(replica)
-        for target in known.values():
-            log.info("language model %s has left", target.address)
-            leaving = asyncio.create_task(target.close_when_idle())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
-
-    def _join(self, replica: Replica) -> LLMTarget:
-        target = LLMTarget(replica, self._tls, self._model_timeout_s)
-        if self._is_started:
-            target.start()
-        return target
 
     async def _ask_or_keep(self, known: ModelInfo | None) -> ModelInfo:
         answers = await self.models()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from llm_service.ring_client import RingClient
 from llm_service.tile_ring import TileRing
 from protos import encoder_pb2, tensor_pb2
 from protos.channel import is_serving, open_channel
-from protos.directory import Directory, Lookup, Replica, look_up
+from protos.directory import Lookup, Replica, look_up
 from protos.encoder_rpc import SERVICE_NAME, EncoderStub
 from protos.errors import FingerprintMismatch, ServingError, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.placement import Load, choose
+from protos.replicas import Replicas
 from protos.ring import sweep
 from protos.tensors import dtype_from_proto
 
@@ -29,8 +30,6 @@ RETRY_AFTER_S = 1.0
 # Tiles that an encoder may have whatever the others have: a second picture shares the forward of the first
 # for little more time (14 tiles take 20 ms, 7 take 17) and finds its cache (docs/benchmarks/placement.md).
 FREE_TILES = 8
-# How long a request waits for a name to be resolved when no encoder is known.
-RESOLVE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -145,28 +144,21 @@ class EncoderPool:
     def __init__(self, config: EncoderPoolConfig, base: FingerprintBase, lookup: Lookup = look_up) -> None:
         """`lookup` resolves names."""
         self.config = config
-        self.connections: list[EncoderConnection] = []
         self._base = base
-        self._is_started = False
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._replicas = Replicas("encoder", config.encoders, self._connect, lookup)
         self._last_fingerprint: bytes | None = None
-        self._directory = Directory(config.encoders, self._follow, lookup)
-        self._follow(self._directory.replicas)
 
     def start(self) -> None:
         if self.config.tile_transport == "auto":
             sweep(Path(self.config.tile_ring_dir))
-        self._is_started = True
-        self._directory.start()
-        for connection in self.connections:
-            connection.start()
+        self._replicas.start()
 
     async def close(self) -> None:
-        await self._directory.close()
-        for leaving in self._leaving:
-            leaving.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.gather(*(connection.close() for connection in self.connections))
+        await self._replicas.close()
+
+    @property
+    def connections(self) -> list[EncoderConnection]:
+        return list(self._replicas.connections.values())
 
     @property
     def num_ready(self) -> int:
@@ -211,7 +203,7 @@ class EncoderPool:
     def give_up(self, connection: EncoderConnection) -> None:
         """It failed: not chosen again before it has answered; its name may have other addresses by now."""
         connection.mark_dead()
-        self._directory.hurry()
+        self._replicas.hurry()
 
     def _candidates(self, fingerprint: bytes, exclude: Collection[str]) -> dict[str, EncoderConnection]:
         ready = _ready(self.connections, fingerprint)
@@ -219,28 +211,12 @@ class EncoderPool:
 
     async def _ask_now(self, exclude: Collection[str] = ()) -> None:
         if not self.connections:
-            await self._directory.resolve(RESOLVE_TIMEOUT_S)
+            await self._replicas.resolve()
         asked = [connection for connection in self.connections if connection.target not in exclude]
         await asyncio.gather(*(connection.poll() for connection in asked))
 
-    def _follow(self, replicas: Sequence[Replica]) -> None:
-        """Connect to those that are new; leave those that are gone to the requests that they have."""
-        known = {connection.target: connection for connection in self.connections}
-        self.connections = [
-            known.pop(replica.address) if replica.address in known else self._join(replica)
-            for replica in replicas
-        ]
-        for connection in known.values():
-            log.info("encoder %s has left", connection.target)
-            leaving = asyncio.create_task(connection.close_when_idle())
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
-
-    def _join(self, replica: Replica) -> EncoderConnection:
-        connection = EncoderConnection(replica.address, self.config, self._base, replica.server_name)
-        if self._is_started:
-            connection.start()
-        return connection
+    def _connect(self, replica: Replica) -> EncoderConnection:
+        return EncoderConnection(replica.address, self.config, self._base, replica.server_name)
 
     def _absence(self) -> ServingError:
         if any(connection.mismatch for connection in self.connections):

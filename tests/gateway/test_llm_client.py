@@ -236,7 +236,7 @@ class TestStarted:
             assert _texts(await _generate(client)) == ["a"]
             assert len(await client.models()) == 2
             del addresses[0]
-            await client._directory.resolve(5)
+            await client._replicas.resolve(5)
             assert _texts(await _generate(client)) == ["b"]
             await client.close()
 
@@ -261,12 +261,12 @@ class TestStarted:
                 while not services[0].requests:
                     await asyncio.sleep(0.01)
             del addresses[0]
-            await client._directory.resolve(5)
+            await client._replicas.resolve(5)
             assert _texts(await _generate(client)) == ["b"]
             go_on.set()
             assert _texts(await answering) == ["late"]
             async with asyncio.timeout(10):
-                while client._leaving:
+                while client._replicas.leaving:
                     await asyncio.sleep(0.01)
             await client.close()
 
@@ -284,14 +284,14 @@ class TestStarted:
                 while not services[0].uploads_begun:
                     await asyncio.sleep(0.01)
             del addresses[0]
-            await client._directory.resolve(5)
-            [leaving] = client._leaving
+            await client._replicas.resolve(5)
+            [leaving] = client._replicas.leaving
             done, _pending = await asyncio.wait([leaving], timeout=0.2)
             assert not done
             services[0].takes_uploads.set()
             assert _texts(await answering) == ["a"]
             async with asyncio.timeout(10):
-                while client._leaving:
+                while client._replicas.leaving:
                     await asyncio.sleep(0.01)
             await client.close()
 

@@ -40,9 +40,10 @@ def make_pool(*targets: str) -> EncoderPool:
 
 
 @asynccontextmanager
-async def pool_of(count: int) -> AsyncIterator[EncoderPool]:
+async def pool_of(count: int, is_reversed: bool = False) -> AsyncIterator[EncoderPool]:
     """Encoders that are ready as far as the pool knows; nobody listens."""
-    pool = make_pool(*(f"encoder-{number}:50051" for number in range(count)))
+    targets = [f"encoder-{number}:50051" for number in range(count)]
+    pool = make_pool(*(reversed(targets) if is_reversed else targets))
     for connection in pool.connections:
         set_load(connection, 0)
     yield pool
@@ -60,8 +61,7 @@ async def choices(pool: EncoderPool, exclude: tuple[str, ...] = ()) -> list[str]
 
 class TestChoice:
     async def test_the_same_picture_goes_to_the_same_encoder(self) -> None:
-        async with pool_of(4) as first, pool_of(4) as second:
-            second.connections.reverse()
+        async with pool_of(4) as first, pool_of(4, is_reversed=True) as second:
             assert await choices(first) == await choices(first) == await choices(second)
 
     async def test_every_encoder_gets_its_share(self) -> None:
@@ -335,7 +335,7 @@ class TestNames:
             assert tile == TileId(0, 2)
             stream.close()
             async with asyncio.timeout(10):
-                while pool._leaving:
+                while pool._replicas.leaving:
                     await asyncio.sleep(0.01)
             await pool.close()
 
@@ -346,7 +346,7 @@ class TestNames:
             await pool.fingerprint()
         stays = pool.connections[1]
         records.addresses = ["127.0.0.1:2", "127.0.0.1:3"]
-        await pool._directory.resolve(5)
+        await pool._replicas.resolve(5)
         assert [connection.target for connection in pool.connections] == ["127.0.0.1:2", "127.0.0.1:3"]
         assert pool.connections[0] is stays
         await pool.close()
