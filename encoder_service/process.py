@@ -18,7 +18,7 @@ from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
 from protos.ring import sweep
 from protos.server import Server, shutdown_signal
-from protos.stall import StallWatch
+from protos.stall import withdraw_while_stalled
 
 if TYPE_CHECKING:
     from encoder_service.cuda_vision import CudaVision
@@ -63,14 +63,14 @@ async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
 
 async def watch_tower(limit_s: float, servicer: EncoderServicer, server: Server) -> None:
     """Take the service out of use while its tower hangs; until cancelled."""
-
-    async def note(is_stalled: bool) -> None:
-        servicer.set_stalled(is_stalled)
-        await server.set_serving(not is_stalled)
-
-    await StallWatch(
-        "tower", limit_s, lambda: servicer.is_computing, lambda: servicer.forwards_done, note
-    ).run()
+    await withdraw_while_stalled(
+        server,
+        "tower",
+        limit_s,
+        lambda: servicer.is_computing,
+        lambda: servicer.forwards_done,
+        servicer.set_stalled,
+    )
 
 
 def _resolve_device(device: str) -> torch.device:

@@ -27,7 +27,7 @@ from protos.errors import Unavailable
 from protos.fingerprint import FingerprintBase, language_digest
 from protos.preprocessing import Preprocessing
 from protos.server import Server, shutdown_signal
-from protos.stall import StallWatch
+from protos.stall import withdraw_while_stalled
 
 # A front end only copies tiles: a pool of threads that wakes and spins for each copy takes the cores from
 # the engine and from gRPC (measured on 2 cores: 1.2 GiB/s of tiles with two threads, 1.9 with one).
@@ -93,12 +93,11 @@ async def _serve_until_end(
 
 
 async def _watch_engine(config: LLMConfig, engine: EngineClient, server: Server) -> None:
-    async def note(is_stalled: bool) -> None:
-        engine.set_stalled(is_stalled)
-        await server.set_serving(not is_stalled)
-
+    """An engine that lives sends a message every second, whatever it has to do."""
     limit_s = config.engine_timeout_s
-    await StallWatch("engine", limit_s, lambda: True, lambda: engine.num_messages, note).run()
+    await withdraw_while_stalled(
+        server, "engine", limit_s, lambda: True, lambda: engine.num_messages, engine.set_stalled
+    )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from protos.server import Server
+
 TICK_S = 0.5
 
 log = logging.getLogger(__name__)
@@ -58,3 +60,20 @@ class StallWatch:
         else:
             log.info("the %s goes on", self._stage)
         await self._on_change(is_stalled)
+
+
+async def withdraw_while_stalled(
+    server: Server,
+    stage: str,
+    limit_s: float,
+    has_work: Callable[[], bool],
+    progress: Callable[[], int],
+    set_stalled: Callable[[bool], None],
+) -> None:
+    """Watch a stage until cancelled; while it stalls, refuse (`set_stalled`), and let health say so."""
+
+    async def note(is_stalled: bool) -> None:
+        set_stalled(is_stalled)
+        await server.set_serving(not is_stalled)
+
+    await StallWatch(stage, limit_s, has_work, progress, note).run()
