@@ -99,7 +99,6 @@ class EngineHost:
                 self._poll(0 if progressed else POLL_S)
                 progressed = self._step() if self._engine.has_work else False
                 self._send_stats(everyone=not progressed)
-                self._beat()
         finally:
             for front_end in self._front_ends:
                 front_end.socket.close()
@@ -262,22 +261,23 @@ class EngineHost:
             self._send(front_end, message)
 
     def _send_stats(self, everyone: bool) -> None:
-        """After aborts, and when the engine comes to rest, nothing else tells that the load has fallen."""
-        stats = self._stats()
+        """After aborts, and when the engine comes to rest, nothing else tells that the load has fallen.
+
+        Now and then to all, as a sign of life. Whoever does not read gets none: they would pile up.
+        """
+        stats, beats = self._stats(), self._is_beat_due()
         for front_end in list(self._front_ends):
-            if front_end.stats is None or (everyone and front_end.stats != stats):
+            is_news = front_end.stats is None or (everyone and front_end.stats != stats)
+            if is_news or (beats and not front_end.socket.has_unsent):
                 front_end.stats = stats
                 self._send(front_end, StepOutput([], [], stats))
 
-    def _beat(self) -> None:
-        """Whoever does not read needs no sign of life, and gets none: they would pile up."""
+    def _is_beat_due(self) -> bool:
         now_s = time.monotonic()
-        if now_s - self._last_beat_s < HEARTBEAT_S:
-            return
-        self._last_beat_s = now_s
-        for front_end in list(self._front_ends):
-            if not front_end.socket.has_unsent:
-                self._send(front_end, StepOutput([], [], self._stats()))
+        is_due = now_s - self._last_beat_s >= HEARTBEAT_S
+        if is_due:
+            self._last_beat_s = now_s
+        return is_due
 
     def _send(self, front_end: _FrontEnd, message: FromEngine) -> None:
         if front_end in self._front_ends:
