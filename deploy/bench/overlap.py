@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import io
 import json
 import statistics
 import sys
@@ -21,10 +20,10 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from PIL import Image
 
 from deploy.bench import machine
 from deploy.bench.shapes import SHAPES, write_shape
+from deploy.bench.workload import draw_noise, noise_jpeg
 from deploy.random_checkpoint import CheckpointShape, write_random_checkpoint
 from deploy.supervisor import Child, Part
 from protos import language_model_pb2, language_model_pb2_grpc
@@ -32,7 +31,6 @@ from protos.checkpoint import open_checkpoint
 from protos.options import MAX_MESSAGE_BYTES
 from protos.preprocessing import Preprocessing
 
-NOISE_CELL = 16  # pixels
 QUESTION = "What can be seen here? Answer in a few words."
 # A tile takes encoder and language model about 0.3 s each of one core.
 MID_SIZE = CheckpointShape(
@@ -165,7 +163,7 @@ class Client:
 def _request(case: Case, seed: int) -> language_model_pb2.GenerateRequest:
     generator = np.random.default_rng(seed)
     parts = [
-        language_model_pb2.Part(image=language_model_pb2.Image(data=_noise(case.size, generator)))
+        language_model_pb2.Part(image=language_model_pb2.Image(data=_picture(case.size, generator)))
         for _ in range(case.num_images)
     ]
     # A text of its own: the prefix cache must not have it either.
@@ -176,13 +174,8 @@ def _request(case: Case, seed: int) -> language_model_pb2.GenerateRequest:
     )
 
 
-def _noise(size: tuple[int, int], generator: np.random.Generator) -> bytes:
-    width, height = size
-    shape = (height // NOISE_CELL, width // NOISE_CELL, 3)
-    cells = Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
-    file = io.BytesIO()
-    cells.resize(size, Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
-    return file.getvalue()
+def _picture(size: tuple[int, int], generator: np.random.Generator) -> bytes:
+    return noise_jpeg(draw_noise(generator, *size), *size)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def request_bodies(
     rng = np.random.default_rng(seed)
 
     def draw_pictures() -> list[Noise]:
-        return [_draw_noise(rng, workload) for _ in range(workload.num_images)]
+        return [draw_noise(rng, workload.width, workload.height) for _ in range(workload.num_images)]
 
     shared = draw_pictures() if same_image else None
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -77,8 +77,9 @@ def request_bodies(
         return [result() for result in pending]
 
 
-def _draw_noise(rng: np.random.Generator, workload: Workload) -> Noise:
-    rows, columns = workload.height // NOISE_CELL + 1, workload.width // NOISE_CELL + 1
+def draw_noise(rng: np.random.Generator, width: int, height: int) -> Noise:
+    """For `noise_jpeg` of that size."""
+    rows, columns = height // NOISE_CELL + 1, width // NOISE_CELL + 1
     return rng.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
 
 
@@ -100,9 +101,13 @@ def _body(workload: Workload, model: str, text: str, pictures: Sequence[Noise]) 
 
 
 def _data_uri(noise: Noise, workload: Workload) -> str:
-    """A JPEG of low-frequency noise: decodes and resizes like a photograph of that size."""
-    size = (workload.width, workload.height)
-    picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    data = noise_jpeg(noise, workload.width, workload.height)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def noise_jpeg(noise: Noise, width: int, height: int) -> bytes:
+    """Low-frequency noise: decodes and resizes like a photograph of that size."""
+    picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
