@@ -6,7 +6,7 @@ Decode plans hold device tensors only, so that a captured CUDA graph serves any 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 
@@ -42,10 +42,11 @@ class _Chunks:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A whole prompt that cuDNN takes."""
+    """A prompt, or its last chunk, that cuDNN takes."""
 
     rows: slice
     padded_len: int
+    history: torch.Tensor  # [num_tokens_before] int32: their slots
 
 
 @dataclass(frozen=True)
@@ -87,25 +88,30 @@ class CudaBackend:
         starts = _starts(metadata)
         decodes: list[int] = []
         chunks: list[int] = []
-        prompts: list[_Prompt] = []
+        prompts: list[tuple[int, int]] = []  # and their padded lengths
         for i, query_len in enumerate(metadata.query_lens):
-            padded_len = self._cudnn.padded_len(query_len) if query_len == metadata.context_lens[i] else None
+            padded_len = self._cudnn.padded_len(query_len, metadata.context_lens[i])
             if query_len == 1:
                 decodes.append(i)
             elif padded_len is None:
                 chunks.append(i)
             else:
-                prompts.append(_Prompt(slice(starts[i], starts[i] + query_len), padded_len))
+                prompts.append((i, padded_len))
         numbers = PackedNumbers()
         tile = _add_chunks(numbers, metadata, chunks, starts) if chunks else 0
         if decodes:
             _add_decodes(numbers, metadata, decodes, starts)
+        for i, _ in prompts:
+            numbers.add(_history(metadata, i))
         sections = iter(numbers.to(device))
         return CudaPlan(
             slot_mapping=metadata.slot_mapping.to(device, non_blocking=True),
             chunks=_Chunks(next(sections), next(sections), tile) if chunks else None,
             decodes=_Decodes(next(sections), next(sections), next(sections)) if decodes else None,
-            prompts=tuple(prompts),
+            prompts=tuple(
+                _Prompt(slice(starts[i], starts[i] + metadata.query_lens[i]), padded_len, next(sections))
+                for i, padded_len in prompts
+            ),
         )
 
     def plan_decode(
@@ -127,11 +133,14 @@ class CudaBackend:
     ) -> torch.Tensor:
         """See AttentionBackend.attend."""
         if len(plan.prompts) == 1 and plan.decodes is None and plan.chunks is None:
-            return self._cudnn.attend(query, key, value, plan.prompts[0].padded_len)
+            prompt = plan.prompts[0]
+            return self._cudnn.attend(query, key, value, prompt.padded_len, cache, prompt.history)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for prompt in plan.prompts:
             rows = prompt.rows
-            output[rows] = self._cudnn.attend(query[rows], key[rows], value[rows], prompt.padded_len)
+            output[rows] = self._cudnn.attend(
+                query[rows], key[rows], value[rows], prompt.padded_len, cache, prompt.history
+            )
         if plan.chunks is not None:
             chunks = plan.chunks
             paged_prefill(query, cache, chunks.tiles, chunks.block_tables, output, chunks.tile)
@@ -152,6 +161,14 @@ class CudaBackend:
 def _blocks(metadata: AttentionMetadata, i: int) -> list[int]:
     """The blocks that hold sequence i's context."""
     return metadata.block_tables[i][: -(-metadata.context_lens[i] // BLOCK_SIZE)]
+
+
+def _history(metadata: AttentionMetadata, i: int) -> list[int]:
+    """The slots of what sequence i has in the cache already."""
+    num_tokens = metadata.context_lens[i] - metadata.query_lens[i]
+    blocks = metadata.block_tables[i][: -(-num_tokens // BLOCK_SIZE)]
+    slots = (block * BLOCK_SIZE + offset for block in blocks for offset in range(BLOCK_SIZE))
+    return list(islice(slots, num_tokens))
 
 
 def _starts(metadata: AttentionMetadata) -> list[int]:

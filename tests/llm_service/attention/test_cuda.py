@@ -138,10 +138,13 @@ class TestOnCuda:
         step = Step(lengths, num_heads, num_kv_heads, head_dim=64)
         assert_equals_written_out(step, torch.device("cuda"), torch.bfloat16)
 
-    @pytest.mark.parametrize("length", [4096, 4200, 5000])
-    def test_warmed_up_prompts_through_cudnn(self, length):
+    @pytest.mark.parametrize(
+        "lengths", [(4096, 4096), (4200, 4200), (5000, 5000), (3000, 4900), (2500, 5000)]
+    )
+    def test_warmed_up_prompts_through_cudnn(self, lengths):
+        """And last chunks of prompts."""
         device = torch.device("cuda")
-        step = Step([(length, length)], 28, 4, head_dim=128)
+        step = Step([lengths], 28, 4, head_dim=128)
         exact = step.expected()
         step.convert(torch.bfloat16)
         backend = CudaBackend(device)
@@ -153,7 +156,7 @@ class TestOnCuda:
 
     def test_a_prompt_through_cudnn_beside_chunks_and_decodes(self):
         device = torch.device("cuda")
-        lengths = [(1, 700), (4300, 4300), (40, 90), (4100, 4100)]
+        lengths = [(1, 700), (4300, 4300), (40, 90), (2600, 4100)]
         step = Step(lengths, 28, 4, head_dim=128, num_blocks=1200)
         exact = step.expected()
         step.convert(torch.bfloat16)
