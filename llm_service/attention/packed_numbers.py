@@ -33,8 +33,8 @@ class PackedNumbers:
 
     def to(self, device: torch.device) -> list[torch.Tensor]:
         """One int32 tensor a section.  The host does not wait for a GPU's earlier work."""
-        if not self._sections:
-            return []
+        if not self._numbers:  # of which PyTorch makes no tensor; sections without numbers need none
+            return [torch.zeros(shape, dtype=torch.int32, device=device) for _, shape in self._sections]
         host = torch.frombuffer(self._numbers, dtype=torch.int32)
         if device.type == "cuda":
             host = host.pin_memory()

@@ -28,3 +28,11 @@ def test_sections_start_aligned():
 
 def test_nothing_is_sent_for_a_step_without_sections():
     assert PackedNumbers().to(CPU) == []
+
+
+def test_sections_without_numbers_stay_empty():
+    numbers = PackedNumbers()
+    numbers.add([])
+    assert [section.tolist() for section in numbers.to(CPU)] == [[]]
+    numbers.add([4])
+    assert [section.tolist() for section in numbers.to(CPU)] == [[], [4]]

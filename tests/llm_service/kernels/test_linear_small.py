@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from llm_service.kernels.linear_config import float8_candidates
 from llm_service.kernels.linear_small import SmallLinear
+from llm_service.kernels.linear_table import float8_configuration
 from tests.llm_service.kernels.compare import LAYER_SHAPES, SHAPES, assert_product, in_float8, operands
 
 gpu = pytest.mark.gpu
@@ -52,11 +53,13 @@ def test_real_shapes_in_float8(n, k, m, launch, device):
     x, weight, bias = operands(m, n, k, torch.bfloat16, device)
     values, scale, rounded = in_float8(weight * k**-0.5)
     torch.cuda.synchronize()  # as above
-    y, expected = (
-        SmallLinear(device, launch)(x, values, bias, scale),
-        F.linear(x.float(), rounded, bias.float()),
-    )
-    torch.testing.assert_close(y.float(), expected, atol=2e-3, rtol=2.0**-7)
+    y = SmallLinear(device, launch)(x, values, bias, scale).float()
+    if float8_configuration(m, n, k) is None:  # x is rounded, too
+        error = y - F.linear(in_float8(x)[2], rounded, bias.float())
+        assert error.square().mean().sqrt() < 0.02 and error.abs().max() < 0.2
+    else:
+        expected = F.linear(x.float(), rounded, bias.float())
+        torch.testing.assert_close(y, expected, atol=2e-3, rtol=2.0**-7)
 
 
 @gpu
