@@ -44,6 +44,9 @@ _MAX_LOGGED_KEYS = 256
 _MAX_HEADER_CHARS = 512
 
 _MEDIA_CODES = {
+    ".image.url": "invalid_image_url",
+    ".video.url": "invalid_video_url",
+    ".document.url": "invalid_file_url",
     ".image.data": "invalid_image",
     ".video.data": "invalid_video",
     ".document.data": "invalid_file",

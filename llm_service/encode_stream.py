@@ -22,7 +22,7 @@ from protos.encoder_rpc import EncodeCall
 from protos.errors import Cancelled, DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
 from protos.media import FrameSampling, MediaKind
-from protos.options import MAX_CHUNK_BYTES
+from protos.options import MAX_CHUNK_BYTES, MAX_FETCH_S
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
 from protos.statuses import carries_our_details, error_from_rpc
@@ -32,6 +32,9 @@ PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb
 TICK_S = 0.1
 # A network that moves less is taken for one that has failed.
 MIN_UPLOAD_BYTES_S = 8 << 20
+# To begin and to end.
+FETCH_WAIT_S = 2 * MAX_FETCH_S
+HASH_BYTES = 32
 # Details of the status that grpc.aio makes up when a write fails.
 WRITE_FAILED = "Internal error from Core"
 
@@ -50,20 +53,22 @@ log = logging.getLogger(__name__)
 class Picture:
     """One medium with its tiling options resolved."""
 
-    data: bytes
+    data: bytes  # empty where there is a URL
     min_tiles: int
     max_tiles: int
     use_thumbnail: bool
-    content_hash: bytes
+    content_hash: bytes  # of a URL one of its text, which says where it belongs and nothing of what is there
     fingerprint: bytes  # that the hash was made with
     kind: MediaKind = MediaKind.IMAGE
     sampling: FrameSampling | None = None  # of a video
+    url: str = ""  # that the encoder has to fetch
 
 
 @dataclass(frozen=True)
 class PictureLayout:
     tokens_per_tile: tuple[int, ...]
     part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
+    fetched_hash: bytes = b""  # of a URL: the content hash of what the encoder found there
 
     @property
     def num_tiles_of_parts(self) -> tuple[int, ...]:
@@ -243,7 +248,8 @@ class EncodeStream:
     def _layout_timeout_s(self) -> float:
         """The media have to get there first, and those of a stream may be 100 MiB."""
         num_bytes = sum(len(picture.data) for picture in self._pictures)
-        return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S
+        fetch_s = FETCH_WAIT_S if any(picture.url for picture in self._pictures) else 0.0
+        return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S + fetch_s
 
     def _open_message(
         self,
@@ -257,6 +263,7 @@ class EncodeStream:
             encoder_pb2.Medium(
                 kind=_KINDS[picture.kind],
                 num_bytes=len(picture.data),
+                url=picture.url,
                 tiling=encoder_pb2.TilingOptions(
                     min_tiles=picture.min_tiles,
                     max_tiles=picture.max_tiles,
@@ -342,8 +349,9 @@ class EncodeStream:
         return error
 
     def _accept_layout(self, layout: encoder_pb2.Layout) -> None:
-        hashes = [medium.content_hash for medium in layout.media]
-        if hashes != [picture.content_hash for picture in self._pictures]:
+        if len(layout.media) != len(self._pictures) or not all(
+            map(_is_hash_of, layout.media, self._pictures)
+        ):
             raise Unavailable("the encoder laid out other pictures than it was sent")
         if layout.hidden_size != self._hidden_size or layout.dtype not in self._payload_dtypes:
             raise Unavailable("the encoder's visual tokens do not fit the language model")
@@ -356,7 +364,7 @@ class EncodeStream:
             self._lease.close()
             self._lease = None
         self._dtype = dtype_from_proto(layout.dtype)
-        self._layouts = [_picture_layout(medium) for medium in layout.media]
+        self._layouts = list(map(_picture_layout, layout.media, self._pictures))
 
     def _tile_ids(self) -> list[TileId]:
         return [
@@ -420,11 +428,18 @@ class EncodeStream:
         self._call.cancel()
 
 
-def _picture_layout(medium: encoder_pb2.MediumLayout) -> PictureLayout:
+def _is_hash_of(medium: encoder_pb2.MediumLayout, picture: Picture) -> bool:
+    if picture.url:
+        return len(medium.content_hash) == HASH_BYTES
+    return bool(medium.content_hash == picture.content_hash)
+
+
+def _picture_layout(medium: encoder_pb2.MediumLayout, picture: Picture) -> PictureLayout:
     part_tiles = tuple(part.num_tiles for part in medium.parts)
     if part_tiles and (sum(part_tiles) != len(medium.tokens_per_tile) or 0 in part_tiles):
         raise Unavailable("the encoder's layout contradicts itself")
-    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles)
+    fetched_hash = medium.content_hash if picture.url else b""
+    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles, fetched_hash)
 
 
 def _sampling(sampling: FrameSampling | None) -> encoder_pb2.FrameSampling | None:

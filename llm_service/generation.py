@@ -44,6 +44,7 @@ class MediumInput:
     field: str
     kind: MediaKind = MediaKind.IMAGE
     sampling: FrameSampling | None = None  # of a video
+    url: str = ""  # instead of data
 
 
 @dataclass(frozen=True)
@@ -356,11 +357,12 @@ class Generation:
         places = iter(placeholders)
         for medium, (picture, layout) in enumerate(zip(pictures, layouts, strict=True)):
             tiles = enumerate(layout.tokens_per_tile)
+            content = layout.fetched_hash or picture.content_hash
             for num_tiles in layout.num_tiles_of_parts:
                 offset = next(places).offset
                 for tile, num_tokens in islice(tiles, num_tiles):
                     self._tile_ids.append(TileId(medium, tile))
-                    key = salt + picture.content_hash + tile.to_bytes(4, "little")
+                    key = salt + content + tile.to_bytes(4, "little")
                     yield PromptTile(key, offset, num_tokens)
                     offset += num_tokens
 
@@ -403,7 +405,7 @@ def _hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Pictur
             medium.max_tiles,
             medium.use_thumbnail,
             content_hash(
-                medium.data,
+                medium.data or medium.url.encode(),
                 medium.min_tiles,
                 medium.max_tiles,
                 medium.use_thumbnail,
@@ -414,6 +416,7 @@ def _hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Pictur
             fingerprint,
             medium.kind,
             medium.sampling,
+            medium.url,
         )
         for medium in media
     ]
