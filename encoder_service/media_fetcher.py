@@ -56,6 +56,14 @@ class _Allowance:
             raise TooLarge
 
 
+async def open_connection(
+    address: Address, port: int, tls_name: str | None, tls: ssl.SSLContext | None
+) -> Connection:
+    """Raises OSError, also for a certificate that is not the name's."""
+    context = None if tls_name is None else tls
+    return await asyncio.open_connection(str(address), port, ssl=context, server_hostname=tls_name)
+
+
 class MediaFetcher:
     def __init__(
         self, limits: FetchLimits, resolve: Resolve | None = None, connect: Connect | None = None
@@ -173,5 +181,4 @@ class MediaFetcher:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     async def _open(self, address: Address, port: int, tls_name: str | None) -> Connection:
-        tls = None if tls_name is None else self._tls
-        return await asyncio.open_connection(str(address), port, ssl=tls, server_hostname=tls_name)
+        return await open_connection(address, port, tls_name, self._tls)
