@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.access import charge
 from gateway.affinity import conversation_key
 from gateway.body import read_json_body
 from gateway.chunks import ChunkEncoder
@@ -104,6 +105,7 @@ class ChatCompletions:
             async with aclosing(call) as batches:
                 async for batch in batches:
                     timer.observe(batch)
+                    charge(request.state, batch)
                     yield batch
         except ServingError as error:
             raise _in_words_of_the_client(error, chat, turns, model) from None
