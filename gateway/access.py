@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from ipaddress import ip_address
 
@@ -13,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access_config import AccessConfig
-from gateway.api_keys import VARIABLE, KeyRing, load_keys
+from gateway.api_keys import KeyRing, load_keys
 from gateway.config import GatewayConfig
 from gateway.errors import RateLimited, Unauthorized, error_response
 from gateway.events import Event
@@ -28,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def open_key_ring(config: GatewayConfig) -> KeyRing:
-    """The keys of the file and of this process's environment.
+    """The keys of the settings.
 
     Raises:
         OSError, ValueError: they cannot be read; or there are none and others can reach the address.
     """
-    keys = load_keys(config.access.api_keys_file, os.environ)
+    keys = load_keys(config.access.api_keys_file, config.access.api_key_hashes)
     if not keys and not config.access.allow_no_keys and not _is_loopback(config.host):
         raise ValueError(
-            f"host {config.host} can be reached by others: give API keys (api_keys_file or {VARIABLE}), "
+            f"host {config.host} can be reached by others: give API keys (api_keys_file, api_key_hashes) "
             "or say allow_no_keys"
         )
     return keys

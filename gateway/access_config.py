@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 class AccessConfig:
     api_keys_file: str = field(
         default="",
+        metadata={"help": "file of API keys, one 'NAME SHA256' a line; callers must then have one of them"},
+    )
+    api_key_hashes: tuple[str, ...] = field(
+        default=(),
         metadata={
-            "help": "file of API keys, one 'NAME SHA256' a line; the variable TESSERA_API_KEYS adds more"
+            "help": "SHA-256 of more keys in hexadecimal, separated by commas; the keys themselves can stand "
+            "in the variable TESSERA_API_KEYS"
         },
     )
     allow_no_keys: bool = field(

@@ -28,8 +28,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._header_timer = _cancel(self._header_timer)
-        self._write_timer = _cancel(self._write_timer)
+        self._headers_came()
+        self._reads_again()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -44,7 +44,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._await_headers()
 
     def on_headers_complete(self) -> None:
-        self._header_timer = _cancel(self._header_timer)
+        self._headers_came()
         super().on_headers_complete()
 
     def pause_writing(self) -> None:
@@ -54,7 +54,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._write_timer = self.loop.call_later(self._write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._write_timer = _cancel(self._write_timer)
+        self._reads_again()
         super().resume_writing()
 
     def _await_headers(self) -> None:
@@ -62,12 +62,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._header_bytes = 0
             self._header_timer = self.loop.call_later(self._header_timeout_s, self.transport.abort)
 
+    def _headers_came(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _reads_again(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
 
 def guarded(header_timeout_s: float, write_timeout_s: float) -> Any:
     """What makes a protocol for uvicorn, which calls it as it calls its own class."""
     return partial(GuardedProtocol, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s)
-
-
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

@@ -44,11 +44,10 @@ def main() -> None:
 
 def _config(values: dict[str, Any]) -> GatewayConfig:
     tls = ClientTlsConfig(**values["llm_tls"])
-    access = values["access"]
-    nested = {
-        "llm_tls": tls,
-        "access": AccessConfig(**{**access, "cors_origins": tuple(access["cors_origins"])}),
+    access: dict[str, Any] = {
+        name: tuple(it) if isinstance(it, list) else it for name, it in values["access"].items()
     }
+    nested = {"llm_tls": tls, "access": AccessConfig(**access)}
     return GatewayConfig(**{**values, **nested, "llm": tuple(values["llm"])})
 
 
