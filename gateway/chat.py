@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.access import charge
 from gateway.affinity import conversation_key
 from gateway.body import read_json_body
 from gateway.chunks import ChunkEncoder
@@ -44,6 +45,9 @@ _MAX_LOGGED_KEYS = 256
 _MAX_HEADER_CHARS = 512
 
 _MEDIA_CODES = {
+    ".image.url": "invalid_image_url",
+    ".video.url": "invalid_video_url",
+    ".document.url": "invalid_file_url",
     ".image.data": "invalid_image",
     ".video.data": "invalid_video",
     ".document.data": "invalid_file",
@@ -101,6 +105,7 @@ class ChatCompletions:
             async with aclosing(call) as batches:
                 async for batch in batches:
                     timer.observe(batch)
+                    charge(request.state, batch)
                     yield batch
         except ServingError as error:
             raise _in_words_of_the_client(error, chat, turns, model) from None

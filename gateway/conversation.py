@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import RequestError
-from gateway.media import DOCUMENT, VIDEO, decode_data_uri, decode_file_data
+from gateway.media import DOCUMENT, VIDEO, decode_data_uri, decode_file_data, is_web_url
 from gateway.model_info import ModelInfo
 from gateway.schema import (
     ChatMessage,
@@ -44,6 +44,7 @@ class Picture:
     url_param: str  # path of the data URI
     min_tiles: int | None = None  # None: the checkpoint's default
     max_tiles: int | None = None
+    url: str = ""  # instead of data: the encoder fetches it
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Clip:
     start_s: float | None = None
     end_s: float | None = None
     upload: bytes = b""  # its SHA-256 where it is too large to go with the request
+    url: str = ""  # instead of data: the encoder fetches it
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ async def _read_clip(
         text = f"Invalid value for '{place}.end_s': must be behind start_s."
         raise RequestError(text, param=f"{place}.end_s")
     most = max(limits.max_upload_bytes, budget)
-    data = await decode_data_uri(video.url, f"{place}.url", most, VIDEO)
+    is_url = is_web_url(video.url, f"{place}.url", VIDEO)
+    data = b"" if is_url else await decode_data_uri(video.url, f"{place}.url", most, VIDEO)
     return Clip(
         data,
         param,
@@ -212,6 +215,7 @@ async def _read_clip(
         video.start_s,
         video.end_s,
         await _upload(data, limits, budget),
+        video.url if is_url else "",
     )
 
 
@@ -236,6 +240,8 @@ async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
 async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget: int) -> Picture:
     url_param = f"{param}.image_url.url" if isinstance(part.image_url, ImageUrl) else f"{param}.image_url"
     min_tiles, max_tiles = _tiles(part.image, f"{param}.image_url", limits)
+    if is_web_url(part.image.url, url_param):
+        return Picture(b"", param, url_param, min_tiles, max_tiles, part.image.url)
     data = await decode_data_uri(part.image.url, url_param, budget)
     return Picture(data, param, url_param, min_tiles, max_tiles)
 

@@ -48,6 +48,20 @@ class RequestError(InvalidRequest):
         self.status = status
 
 
+class Unauthorized(InvalidRequest):
+    """No key, or one that is not known: the same to whoever asks."""
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided. Send it as 'Authorization: Bearer KEY'.")
+
+
+class RateLimited(Overloaded):
+    """The caller's own limit, not the server's."""
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        super().__init__(f"Rate limit reached for this API key: {limit}.", retry_after_s=retry_after_s)
+
+
 class ModelNotFound(NotFound):
     """The id that the request names is not served."""
 
@@ -78,6 +92,8 @@ _FORMS: dict[type[ServingError], HttpForm] = {
     ContextLengthExceeded: HttpForm(400, _INVALID, "context_length_exceeded"),
     InvalidRequest: HttpForm(400, _INVALID, "invalid_value"),
     NotFound: HttpForm(404, _INVALID, "model_not_found"),
+    Unauthorized: HttpForm(401, "authentication_error", "invalid_api_key", retry=False),
+    RateLimited: HttpForm(429, "rate_limit_error", "rate_limit_exceeded"),
     Overloaded: HttpForm(429, "overloaded_error", "overloaded"),
     Unavailable: HttpForm(503, "server_error", "service_unavailable"),
     FingerprintMismatch: HttpForm(503, "server_error", "service_unavailable", retry=False),
@@ -134,7 +150,9 @@ def error_response(error: ServingError) -> JSONResponse:
         headers["x-should-retry"] = str(form.retry).lower()
     if form.status == 408:
         headers["connection"] = "close"  # the rest of the body may never come
-    if form.status == 413:
+    if form.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if form.status in (401, 413):
         return UnreadBodyResponse(error_body(error), form.status, headers)
     return JSONResponse(error_body(error), form.status, headers)
 

@@ -83,6 +83,8 @@ def _most_bytes(turn: Turn) -> int:
 def _size(part: Text | Medium) -> int:
     if isinstance(part, Text):
         return 4 * len(part.text)
+    if isinstance(part, Picture | Clip) and part.url:
+        return len(part.url)
     return 0 if is_upload(part) else len(part.data)
 
 
@@ -104,7 +106,10 @@ def _fill(message: language_model_pb2.Message, turn: Turn) -> None:
 def _fill_picture(image: language_model_pb2.Image, picture: Picture) -> None:
     tiling = encoder_pb2.TilingOptions(min_tiles=picture.min_tiles, max_tiles=picture.max_tiles)
     image.tiling.CopyFrom(tiling)
-    image.data = picture.data
+    if picture.url:
+        image.url = picture.url
+    else:
+        image.data = picture.data
 
 
 def _fill_clip(video: language_model_pb2.Video, clip: Clip) -> None:
@@ -113,7 +118,10 @@ def _fill_clip(video: language_model_pb2.Video, clip: Clip) -> None:
         num_frames=clip.num_frames, fps=clip.fps, start_s=clip.start_s, end_s=clip.end_s
     )
     video.sampling.CopyFrom(sampling)
-    _fill_source(video, clip)
+    if clip.url:
+        video.url = clip.url
+    else:
+        _fill_source(video, clip)
 
 
 def _fill_document(document: language_model_pb2.Document, plain: Document) -> None:

@@ -13,6 +13,7 @@ import grpc
 import httpx
 from openai import AsyncOpenAI
 
+from gateway.access import open_key_ring
 from gateway.app import bind, create_app, make_server
 from gateway.config import GatewayConfig
 from gateway.llm_client import LLMClient
@@ -210,7 +211,7 @@ async def serving(*targets: str, config: GatewayConfig | None = None) -> AsyncIt
     """A gateway on a free port, in front of `targets`."""
     config = replace(config or GatewayConfig(), port=0, llm=targets, shutdown_grace_s=1)
     client = LLMClient(config.llm, config.llm_tls, model_timeout_s=config.model_timeout_s)
-    server = make_server(create_app(config, client), config)
+    server = make_server(create_app(config, client, keys=open_key_ring(config)), config)
     listener = bind(config.host, 0)
     port = listener.getsockname()[1]
     task = asyncio.create_task(server.serve([listener]))

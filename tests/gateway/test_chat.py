@@ -308,6 +308,13 @@ async def test_model_may_be_left_out_but_not_be_another() -> None:
             "invalid_image",
             "messages.0.content.1.image_url.url",
         ),
+        (
+            InvalidRequest("not fetched", field="messages[0].parts[1].image.url"),
+            openai.BadRequestError,
+            400,
+            "invalid_image_url",
+            "messages.0.content.1.image_url.url",
+        ),
         (ContextLengthExceeded("long"), openai.BadRequestError, 400, "context_length_exceeded", "messages"),
         (NotFound("gone", field="model"), openai.NotFoundError, 404, "model_not_found", None),
         (Overloaded("full", retry_after_s=2.5), openai.RateLimitError, 429, "overloaded", None),
