@@ -44,6 +44,7 @@ class Picture:
     url_param: str  # path of the data URI
     min_tiles: int | None = None  # None: the checkpoint's default
     max_tiles: int | None = None
+    use_thumbnail: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget
     url_param = f"{param}.image_url.url" if isinstance(part.image_url, ImageUrl) else f"{param}.image_url"
     min_tiles, max_tiles = _tiles(part.image, f"{param}.image_url", limits)
     data = await decode_data_uri(part.image.url, url_param, budget)
-    return Picture(data, param, url_param, min_tiles, max_tiles)
+    return Picture(data, param, url_param, min_tiles, max_tiles, part.image.use_thumbnail)
 
 
 def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None, int | None]:

@@ -124,7 +124,9 @@ async def _discard(receive: Receive, max_bytes: int) -> None:
         message = await receive()
 
 
-def error_response(error: ServingError) -> JSONResponse:
+def error_response(error: ServingError, body: dict[str, Any] | None = None) -> JSONResponse:
+    """`body` where the endpoint's errors have another shape."""
+    body = body or error_body(error)
     form = form_of(error)
     headers = {}
     if isinstance(error, Overloaded | Unavailable):
@@ -135,15 +137,20 @@ def error_response(error: ServingError) -> JSONResponse:
     if form.status == 408:
         headers["connection"] = "close"  # the rest of the body may never come
     if form.status == 413:
-        return UnreadBodyResponse(error_body(error), form.status, headers)
-    return JSONResponse(error_body(error), form.status, headers)
+        return UnreadBodyResponse(body, form.status, headers)
+    return JSONResponse(body, form.status, headers)
 
 
 async def on_serving_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServingError)
+    log_failure(error)
+    return error_response(error)
+
+
+def log_failure(error: ServingError) -> None:
+    """What the client is not told."""
     if isinstance(error, ModelError):
         log.error("request failed: %s", error.message)
-    return error_response(error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -35,28 +35,29 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Detail = Literal["auto", "low", "high", "original"]
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
     # Strict: "16" is not a number and 1 is not a bool.  NaN would not survive as JSON.
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
-class TextPart(_Model):
+class TextPart(StrictModel):
     text: str
 
 
-class RefusalPart(_Model):
+class RefusalPart(StrictModel):
     refusal: str
 
 
-class ThinkingPart(_Model):
+class ThinkingPart(StrictModel):
     """Earlier reasoning; templates drop it."""
 
 
-class ImageUrl(_Model):
+class ImageUrl(StrictModel):
     url: str
     detail: Detail | None = None
     max_dynamic_patch: PositiveInt | None = None
     min_dynamic_patch: PositiveInt | None = None
+    use_thumbnail: bool | None = None
 
 
 _ImageUrlValue = Annotated[
@@ -65,7 +66,7 @@ _ImageUrlValue = Annotated[
 ]
 
 
-class ImagePart(_Model):
+class ImagePart(StrictModel):
     """`image_url` of chat, or `input_image` of responses, whose options sit beside the URL."""
 
     image_url: _ImageUrlValue
@@ -78,7 +79,7 @@ class ImagePart(_Model):
         return ImageUrl(url=self.image_url, detail=self.detail)
 
 
-class VideoOptions(_Model):
+class VideoOptions(StrictModel):
     """As vLLM, SGLang and LMDeploy name them."""
 
     num_frames: PositiveInt | None = None
@@ -92,7 +93,7 @@ class VideoUrl(VideoOptions):
     max_dynamic_patch: PositiveInt | None = None  # of each frame
 
 
-class VideoPart(_Model):
+class VideoPart(StrictModel):
     video_url: VideoUrl
 
     @field_validator("video_url", mode="before")
@@ -101,7 +102,7 @@ class VideoPart(_Model):
         return {"url": value} if isinstance(value, str) else value
 
 
-class FileData(_Model):
+class FileData(StrictModel):
     """Of the keys of OpenAI's, `file_id` and `file_url` name what only a store or a fetch could give."""
 
     file_data: str
@@ -117,7 +118,7 @@ class FileData(_Model):
         return value
 
 
-class FilePart(_Model):
+class FilePart(StrictModel):
     """`file` of chat, or `input_file` of responses, whose fields stand beside the type."""
 
     file: FileData
@@ -183,7 +184,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(_Model):
+class ChatMessage(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
     tool_calls: Any = None
@@ -204,12 +205,12 @@ class ChatMessage(_Model):
         return value
 
 
-class StreamOptions(_Model):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class SamplingFields(_Model):
+class SamplingFields(StrictModel):
     """Sampling parameters that every generating endpoint shares."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -264,7 +265,7 @@ class SamplingFields(_Model):
         return salt
 
 
-class MediaIoKwargs(_Model):
+class MediaIoKwargs(StrictModel):
     """vLLM's and LMDeploy's options for all media of a kind; those in a part win."""
 
     model_config = ConfigDict(extra="forbid")
