@@ -41,7 +41,9 @@ async def merged(answers: Sequence[Batches], choices_a_prompt: int) -> Batches:
             if arrival is None:
                 left -= 1
                 continue
-            yield list(_numbered(arrival, index, choices_a_prompt, started, usages))
+            batch = list(_numbered(arrival, index, choices_a_prompt, started, usages))
+            if batch or not arrival:  # an empty one says that it is silent
+                yield batch
         if len(usages) == len(answers):
             yield [added(usages.values())]
     finally:

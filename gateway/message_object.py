@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.errors import error_body, form_of
+from gateway.errors import anthropic_error
 from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
 from gateway.streaming import named_sse
 from protos.errors import ModelError, ServingError
 
 _BROKEN_OFF = "the language model ended an answer without finishing it"
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-
-
-def anthropic_error(error: ServingError) -> dict[str, Any]:
-    """`{"type": "error", "error": {type, message}}`"""
-    status = form_of(error).status
-    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error_body(error)["error"]["message"]}}
 
 
 class MessageObject:

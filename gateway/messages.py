@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from functools import wraps
-from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,30 +10,13 @@ from starlette.responses import JSONResponse, Response
 from gateway.answer_stream import answer_stream
 from gateway.conversation import Text
 from gateway.disconnect import until_disconnect
-from gateway.errors import error_response, log_failure
 from gateway.events import Batches, Started
 from gateway.generation import Generator, collect
 from gateway.llm_client import LLMClient
-from gateway.message_object import MessageEncoder, MessageObject, anthropic_error
+from gateway.message_object import MessageEncoder, MessageObject
 from gateway.messages_schema import CountTokensRequest, MessagesRequest, adapt_messages
 from gateway.streaming import EventStreamResponse
-from protos.errors import ModelError, ServingError
-
-Self = TypeVar("Self")
-Handler = Callable[[Self, Request], Awaitable[Response]]
-
-
-def _in_anthropic_words(handler: Handler[Self]) -> Handler[Self]:
-    @wraps(handler)
-    async def handle(self: Self, request: Request) -> Response:
-        try:
-            return await handler(self, request)
-        except ServingError as error:
-            log_failure(error)
-            body = {**anthropic_error(error), "request_id": request.state.request_id}
-            return error_response(error, body)
-
-    return handle
+from protos.errors import ModelError
 
 
 class Messages:
@@ -46,7 +26,6 @@ class Messages:
         self._generator = generator
         self._client = client
 
-    @_in_anthropic_words
     async def create(self, request: Request) -> Response:
         timer = self._generator.timer()
         body = await self._generator.read(request, MessagesRequest)
@@ -62,7 +41,6 @@ class Messages:
         whole = await until_disconnect(request.receive, collect(events, message))
         return JSONResponse(whole.body())
 
-    @_in_anthropic_words
     async def count_tokens(self, request: Request) -> Response:
         """With pictures the request is begun and given up: only the encoder knows their tokens."""
         timer = self._generator.timer()

@@ -101,7 +101,7 @@ def _request_error(error: ErrorDetails) -> RequestError:
         return RequestError("The request body must be a JSON object.", code="invalid_type")
     if kind in _TYPES:
         return _invalid(param, f"must be {_TYPES[kind]}", "invalid_type")
-    if kind.startswith("unsupported_"):
+    if kind.startswith("unsupported_") or kind == "previous_response_not_found":
         return _invalid(param, error["msg"], kind)
     return _invalid(param, error["msg"] if kind in _OWN else _rule(kind, context))
 

@@ -95,7 +95,14 @@ class ResponsesRequest(SamplingFields):
     prompt: None = None
     service_tier: str | None = None
 
-    @field_validator("previous_response_id", "conversation", "prompt", mode="before")
+    @field_validator("previous_response_id", mode="before")
+    @classmethod
+    def _refuse_history(cls, value: Any) -> Any:
+        if value is not None:
+            raise PydanticCustomError("previous_response_not_found", "this server stores no responses")
+        return value
+
+    @field_validator("conversation", "prompt", mode="before")
     @classmethod
     def _refuse_references(cls, value: Any) -> Any:
         if value is not None:
