@@ -80,7 +80,9 @@ class CompletionRequest(SamplingFields):
 class TokenizeBody(StrictModel):
     """Body of `POST /tokenize`: a text, or a conversation without media."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
 
     model: str | None = None
     prompt: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
@@ -14,8 +14,6 @@ from gateway.schema import (
     ChatCompletionRequest,
     PositiveInt,
     StrictModel,
-    TextPart,
-    ThinkingPart,
 )
 
 BLOCK_TYPES = "text, image, document, thinking, redacted_thinking"
@@ -56,7 +54,19 @@ _SOURCE_ERROR = {
 }
 
 
+class TextBlock(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingBlock(StrictModel):
+    """Earlier reasoning; templates drop it."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
 class ImageBlock(StrictModel):
+    type: Literal["image"]
     source: Annotated[
         Annotated[Base64Source, Tag("#base64")] | Annotated[UrlSource, Tag("#url")],
         Discriminator(_source_tag, **_SOURCE_ERROR),
@@ -64,6 +74,7 @@ class ImageBlock(StrictModel):
 
 
 class DocumentBlock(StrictModel):
+    type: Literal["document"]
     source: Annotated[
         Annotated[Base64Source, Tag("#base64")] | Annotated[TextSource, Tag("#text")],
         Discriminator(_source_tag, **_SOURCE_ERROR),
@@ -79,16 +90,19 @@ _BLOCK_TAGS = {
 }
 
 
+_AnyBlock = TextBlock | ImageBlock | DocumentBlock | ThinkingBlock
+
+
 def _block_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, Mapping) else None
     return _BLOCK_TAGS.get(kind) if isinstance(kind, str) else None
 
 
 Block = Annotated[
-    Annotated[TextPart, Tag("#text")]
+    Annotated[TextBlock, Tag("#text")]
     | Annotated[ImageBlock, Tag("#image")]
     | Annotated[DocumentBlock, Tag("#document")]
-    | Annotated[ThinkingPart, Tag("#thinking")],
+    | Annotated[ThinkingBlock, Tag("#thinking")],
     Discriminator(
         _block_tag,
         custom_error_type="unsupported_content_part",
@@ -110,7 +124,7 @@ Blocks = Annotated[
     Discriminator(_content_tag, **_CONTENT_ERROR),
 ]
 SystemText = Annotated[
-    Annotated[str, Tag("#string")] | Annotated[list[TextPart], Tag("#blocks")],
+    Annotated[str, Tag("#string")] | Annotated[list[TextBlock], Tag("#blocks")],
     Discriminator(_content_tag, **_CONTENT_ERROR),
 ]
 
@@ -158,7 +172,7 @@ def adapt_messages(request: CountTokensRequest) -> tuple[ChatCompletionRequest, 
     messages = [{"role": each.role, "content": _content(each.content)} for each in request.messages]
     places = [f"messages.{index}.content" for index in range(len(messages))]
     if request.system:
-        system = request.system if isinstance(request.system, str) else list(request.system)
+        system = _content(request.system)
         messages.insert(0, {"role": "system", "content": system})
         places.insert(0, "system")
     adaptation = Adaptation(tuple(places), _NAMES, "messages")
@@ -172,14 +186,14 @@ def adapt_messages(request: CountTokensRequest) -> tuple[ChatCompletionRequest, 
     return adaptation.chat({**fields, "messages": messages}), adaptation
 
 
-def _content(blocks: str | list[Any]) -> str | list[Any]:
+def _content(blocks: str | Sequence[_AnyBlock]) -> str | list[Any]:
     return blocks if isinstance(blocks, str) else [_part(block) for block in blocks]
 
 
-def _part(block: TextPart | ImageBlock | DocumentBlock | ThinkingPart) -> Any:
-    if isinstance(block, TextPart):
+def _part(block: _AnyBlock) -> Any:
+    if isinstance(block, TextBlock):
         return {"type": "text", "text": block.text}
-    if isinstance(block, ThinkingPart):
+    if isinstance(block, ThinkingBlock):
         return {"type": "thinking"}
     source = block.source
     if isinstance(source, TextSource):

@@ -31,6 +31,8 @@ _NAMES = {
 class ReasoningItem(StrictModel):
     """Earlier reasoning, which no template repeats."""
 
+    type: Literal["reasoning"]
+
 
 def _item_tag(value: Any) -> str | None:
     kind = value.get("type", "message") if isinstance(value, Mapping) else None

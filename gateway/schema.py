@@ -15,6 +15,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -41,15 +42,19 @@ class StrictModel(BaseModel):
 
 
 class TextPart(StrictModel):
+    type: Literal["text", "input_text", "output_text"] = "text"
     text: str
 
 
 class RefusalPart(StrictModel):
+    type: Literal["refusal"]
     refusal: str
 
 
 class ThinkingPart(StrictModel):
     """Earlier reasoning; templates drop it."""
+
+    type: Literal["thinking"]
 
 
 class ImageUrl(StrictModel):
@@ -69,6 +74,7 @@ _ImageUrlValue = Annotated[
 class ImagePart(StrictModel):
     """`image_url` of chat, or `input_image` of responses, whose options sit beside the URL."""
 
+    type: Literal["image_url", "input_image"] = "image_url"
     image_url: _ImageUrlValue
     detail: Detail | None = None
 
@@ -94,6 +100,7 @@ class VideoUrl(VideoOptions):
 
 
 class VideoPart(StrictModel):
+    type: Literal["video_url"] = "video_url"
     video_url: VideoUrl
 
     @field_validator("video_url", mode="before")
@@ -121,10 +128,13 @@ class FileData(StrictModel):
 class FilePart(StrictModel):
     """`file` of chat, or `input_file` of responses, whose fields stand beside the type."""
 
+    type: Literal["file"] = "file"
     file: FileData
 
 
 class InputFilePart(FileData):
+    type: Literal["input_file"]
+
     @property
     def file(self) -> FileData:
         return self
@@ -210,6 +220,11 @@ class StreamOptions(StrictModel):
     continuous_usage_stats: bool | None = None
 
 
+_STOP_STRING = {"type": "string", "minLength": 1}
+_STOP_STRINGS = {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS}
+_STOP_SCHEMA = {"anyOf": [_STOP_STRING, _STOP_STRINGS, {"type": "null"}]}
+
+
 class SamplingFields(StrictModel):
     """Sampling parameters that every generating endpoint shares."""
 
@@ -220,10 +235,16 @@ class SamplingFields(StrictModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(ge=-100, le=100)]],
+            Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+        ]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: list[str] | None = None
+    stop: Annotated[list[str] | None, WithJsonSchema(_STOP_SCHEMA)] = None
     stop_token_ids: list[TokenId] | None = None
     max_tokens: PositiveInt | None = None
     min_tokens: TokenId | None = None
