@@ -43,8 +43,8 @@ class Completions:
         self, request: Request, completion: CompletionRequest, model: ModelInfo
     ) -> tuple[list[Batches], TextReply]:
         """The answer of each prompt, not asked for yet, and what all parts of them repeat."""
-        timer = self._generator.timer()
         prompts = completion.prompts
+        timers = [self._generator.timer() for _ in prompts]
         ids = [await self._client.tokenize(each) if isinstance(each, str) else each for each in prompts]
         echoes: list[str] = []
         if completion.echo:
@@ -59,7 +59,10 @@ class Completions:
             echoes=tuple(echoes) or ("",) * len(prompts),
             logprobs=completion.logprobs is not None,
         )
-        answers = [self._generator.answer_prompt(request, completion, prompt, model, timer) for prompt in ids]
+        answers = [
+            self._generator.answer_prompt(request, completion, prompt, model, timer)
+            for prompt, timer in zip(ids, timers, strict=True)
+        ]
         return answers, reply
 
 

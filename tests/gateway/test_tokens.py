@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.gateway.scripted import MODEL, gateway_before
+from tests.gateway.scripted import MODEL, ScriptedLLM, gateway_before, says, serving
 from tests.pictures import data_uri
 
 
@@ -68,3 +69,14 @@ async def test_the_version_is_said() -> None:
     async with gateway_before() as gateway:
         response = await gateway.http.get("/version")
     assert set(response.json()) == {"version"} and response.json()["version"][0].isdigit()
+
+
+async def test_another_language_model_is_asked_when_one_is_gone() -> None:
+    gone, there = ScriptedLLM(says("x")), ScriptedLLM(says("x"))
+    ports = [await gone.listen(), await there.listen()]
+    async with serving(*(f"127.0.0.1:{port}" for port in ports)) as port:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+            await gone.stop()
+            answers = [(await http.post("/tokenize", json={"prompt": "a"})).json() for _ in range(3)]
+    await there.stop()
+    assert [answer["tokens"] for answer in answers] == [[97]] * 3
