@@ -143,6 +143,15 @@ class CountTokensRequest(StrictModel):
     messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
     system: SystemText | None = None
     tools: list[Any] | None = None
+    thinking: dict[str, Any] | None = None
+
+    @field_validator("thinking")
+    @classmethod
+    def _refuse_thinking(cls, thinking: dict[str, Any] | None) -> dict[str, Any] | None:
+        # "adaptive" leaves it to the model, which may do without.
+        if thinking is not None and thinking.get("type") not in ("disabled", "adaptive"):
+            raise PydanticCustomError("unsupported_parameter", "thinking is not supported by this endpoint")
+        return thinking
 
     @field_validator("tools")
     @classmethod

@@ -206,6 +206,7 @@ async def test_what_is_wrong_is_named(fields: dict[str, Any], place: str, path: 
         ({"max_tokens": 0}, "'max_tokens'"),
         ({"temperature": 1.5}, "'temperature'"),
         ({"stop_sequences": [""]}, "'stop_sequences'"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "'thinking'"),
     ],
 )
 async def test_what_is_wrong_with_sampling_is_named(fields: dict[str, Any], place: str) -> None:
@@ -287,3 +288,10 @@ async def test_the_routers_errors_have_anthropics_shape(method: str, path: str, 
     async with gateway_before() as gateway:
         response = await gateway.http.request(method, path)
     assert response.status_code == status and response.json()["type"] == "error"
+
+
+@pytest.mark.parametrize("kind", ["disabled", "adaptive"])
+async def test_thinking_may_be_left_out(kind: str) -> None:
+    async with gateway_before() as gateway:
+        response = await gateway.post(_body(thinking={"type": kind}, metadata={"user_id": "u"}), PATH)
+    assert response.status_code == 200
