@@ -87,14 +87,14 @@ class AccessMiddleware:
             return
         key = self._keys.find(_presented(Headers(scope=scope)))
         if key is None:
-            await error_response(Unauthorized())(scope, receive, send)
+            await error_response(Unauthorized(), scope)(scope, receive, send)
             return
         caller = self._callers.setdefault(key.name, Caller(self._config, self._share))
         try:
             caller.enter()
         except RateLimited as error:
             log.info("key %s: %s", key.name, error.message)
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         try:
             scope.setdefault("state", {})["caller"] = caller

@@ -9,6 +9,8 @@ from gateway.conversation import Medium, Text, Turn
 
 # Of a medium its length and so much of either end: telling it from most others costs no pass over megabytes.
 MEDIUM_SAMPLE_BYTES = 16 << 10
+# Of a prompt that is no conversation.
+PROMPT_SAMPLE_TOKENS = 64
 
 
 def conversation_key(turns: Sequence[Turn], cache_salt: str = "", cache_key: str = "") -> bytes:
@@ -25,6 +27,14 @@ def conversation_key(turns: Sequence[Turn], cache_salt: str = "", cache_key: str
             _add(digest, *_sample(part))
         if turn.role == "user":
             break
+    return digest.digest()
+
+
+def prompt_key(prompt: Sequence[int], cache_salt: str = "", cache_key: str = "") -> bytes:
+    """The same for the token ids of a finished prompt: made from its beginning."""
+    digest = hashlib.blake2b(digest_size=32)
+    _add(digest, cache_salt.encode(), cache_key.encode())
+    _add(digest, *(token.to_bytes(4, "little") for token in prompt[:PROMPT_SAMPLE_TOKENS]))
     return digest.digest()
 
 

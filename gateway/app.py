@@ -18,14 +18,20 @@ from starlette.routing import Route
 from gateway.access import access_middleware, open_key_ring
 from gateway.api_keys import KeyRing
 from gateway.chat import ChatCompletions
+from gateway.completions import Completions
 from gateway.config import GatewayConfig
 from gateway.errors import on_http_exception, on_serving_error
+from gateway.generation import Generator
 from gateway.llm_client import LLMClient
+from gateway.messages import Messages
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestMiddleware
 from gateway.models import Models
+from gateway.openapi import OpenApi
 from gateway.probes import Probes
+from gateway.responses import Responses
 from gateway.slow_clients import guarded
+from gateway.tokens import Tokens
 from gateway.worker_pages import WorkerPages
 from gateway.workers import bind, serve_workers
 from protos.errors import ServingError
@@ -44,16 +50,27 @@ def create_app(
     keys: KeyRing | None = None,
 ) -> Starlette:
     metrics = metrics or GatewayMetrics()
-    chat, models = ChatCompletions(config, client, metrics), Models(client)
-    probes = Probes(client, metrics, pages)
+    generator = Generator(config, client, metrics)
+    chat, completions = ChatCompletions(generator), Completions(generator, client)
+    responses, messages = Responses(generator), Messages(generator, client)
+    tokens, models = Tokens(generator, client), Models(client)
+    probes, openapi = Probes(client, metrics, pages), OpenApi()
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat.create, methods=["POST"]),
+            Route("/v1/completions", completions.create, methods=["POST"]),
+            Route("/v1/responses", responses.create, methods=["POST"]),
+            Route("/v1/messages", messages.create, methods=["POST"]),
+            Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+            *(Route(f"{root}/tokenize", tokens.tokenize, methods=["POST"]) for root in ("", "/v1")),
+            *(Route(f"{root}/detokenize", tokens.detokenize, methods=["POST"]) for root in ("", "/v1")),
             Route("/v1/models", models.list),
             Route("/v1/models/{model:path}", models.retrieve),
             Route("/health", probes.health),
             Route("/ready", probes.ready),
             Route("/metrics", probes.metrics),
+            Route("/version", probes.version),
+            Route("/openapi.json", openapi.document),
         ],
         middleware=[
             Middleware(RequestMiddleware, metrics=metrics),

@@ -44,6 +44,7 @@ class Picture:
     url_param: str  # path of the data URI
     min_tiles: int | None = None  # None: the checkpoint's default
     max_tiles: int | None = None
+    use_thumbnail: bool | None = None
     url: str = ""  # instead of data: the encoder fetches it
 
 
@@ -240,10 +241,10 @@ async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
 async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget: int) -> Picture:
     url_param = f"{param}.image_url.url" if isinstance(part.image_url, ImageUrl) else f"{param}.image_url"
     min_tiles, max_tiles = _tiles(part.image, f"{param}.image_url", limits)
-    if is_web_url(part.image.url, url_param):
-        return Picture(b"", param, url_param, min_tiles, max_tiles, part.image.url)
-    data = await decode_data_uri(part.image.url, url_param, budget)
-    return Picture(data, param, url_param, min_tiles, max_tiles)
+    is_url = is_web_url(part.image.url, url_param)
+    data = b"" if is_url else await decode_data_uri(part.image.url, url_param, budget)
+    url = part.image.url if is_url else ""
+    return Picture(data, param, url_param, min_tiles, max_tiles, part.image.use_thumbnail, url)
 
 
 def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None, int | None]:

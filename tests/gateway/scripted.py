@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import httpx
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from gateway.access import open_key_ring
@@ -19,7 +20,7 @@ from gateway.config import GatewayConfig
 from gateway.llm_client import LLMClient
 from protos import language_model_pb2 as pb
 from protos import language_model_pb2_grpc
-from protos.errors import ServingError
+from protos.errors import InvalidRequest, ServingError
 from protos.failures import error_to_failure
 from protos.options import SHARED_OPTIONS
 from protos.statuses import rpc_errors
@@ -92,6 +93,7 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         )
         self.requests: list[pb.GenerateRequest] = []
         self.metadata: list[dict[str, str]] = []
+        self.tokenized: list[pb.TokenizeRequest] = []
         self.cancels: list[int] = []
         self.uploads: list[tuple[bytes, bytes]] = []  # (cache salt, data)
         self.upload_error: ServingError | None = None
@@ -167,6 +169,23 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
             self.uploads.append((messages[0].cache_salt, data))
             return pb.UploadMediaResponse(upload=hashlib.sha256(data).digest(), num_bytes=len(data))
 
+    async def Tokenize(
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.TokenizeResponse:
+        """One id a character; of a conversation, those of its texts."""
+        self.tokenized.append(request)
+        messages = request.messages.messages
+        text = request.text or "".join(part.text for each in messages for part in each.parts)
+        return pb.TokenizeResponse(token_ids=[ord(char) for char in text])
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.DetokenizeResponse:
+        async with rpc_errors(context):
+            if any(token >= 0x110000 for token in request.token_ids):
+                raise InvalidRequest("token_ids[0] must be below 1114112", field="token_ids[0]")
+            return pb.DetokenizeResponse(text="".join(map(chr, request.token_ids)))
+
     async def GetModel(
         self, request: pb.GetLanguageModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetLanguageModelResponse:
@@ -193,14 +212,19 @@ class Gateway:
     llm_port: int
     http: httpx.AsyncClient
     openai: AsyncOpenAI
+    anthropic: AsyncAnthropic
     port: int
 
-    async def post(self, body: Any = None, **options: Any) -> httpx.Response:
-        return await self.http.post("/v1/chat/completions", json=body, **options)
+    async def post(
+        self, body: Any = None, path: str = "/v1/chat/completions", **options: Any
+    ) -> httpx.Response:
+        return await self.http.post(path, json=body, **options)
 
-    async def error(self, body: Any) -> tuple[int, str | None, str | None, str]:
+    async def error(
+        self, body: Any, path: str = "/v1/chat/completions"
+    ) -> tuple[int, str | None, str | None, str]:
         """(status, code, param, message) of a request that must fail."""
-        response = await self.post(body)
+        response = await self.post(body, path)
         error = response.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
         return response.status_code, error["code"], error["param"], error["message"]
@@ -239,8 +263,9 @@ async def gateway_before(
             async with (
                 httpx.AsyncClient(base_url=url, timeout=30) as http,
                 AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as openai,
+                AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as anthropic,
             ):
-                yield Gateway(llm, llm_port, http, openai, port)
+                yield Gateway(llm, llm_port, http, openai, anthropic, port)
     finally:
         await llm.stop()
 
