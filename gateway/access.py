@@ -12,14 +12,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access_config import AccessConfig
-from gateway.api_keys import KeyRing, load_keys
+from gateway.api_keys import ApiKey, KeyRing, load_keys
 from gateway.config import GatewayConfig
 from gateway.errors import RateLimited, Unauthorized, error_response
 from gateway.events import Event
 from gateway.key_limits import Caller
 from protos.request_context import REQUEST_ID_KEY
 
-# What orchestrators ask, without a secret.
+# What orchestrators ask, without a secret.  All else tells what runs here, the version and the API included.
 OPEN_PATHS = frozenset({"/health", "/ready"})
 CORS_MAX_AGE_S = 600
 
@@ -85,7 +85,7 @@ class AccessMiddleware:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        key = self._keys.find(_presented(Headers(scope=scope)))
+        key = self._find(Headers(scope=scope))
         if key is None:
             await error_response(Unauthorized(), scope)(scope, receive, send)
             return
@@ -102,15 +102,26 @@ class AccessMiddleware:
         finally:
             caller.leave()
 
+    def _find(self, headers: Headers) -> ApiKey | None:
+        """As OpenAI's clients send it or as Anthropic's do; of two, one that is known suffices."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+        found = [self._keys.find(presented) for presented in (bearer, headers.get("x-api-key", ""))]
+        return found[0] or found[1]
+
 
 def charge(state: State, events: Sequence[Event]) -> None:
     """Count the tokens of these events to the key of the request, if it needed one."""
-    caller: Caller | None = getattr(state, "caller", None)
-    if caller is not None:
+    if (caller := _caller(state)) is not None:
         caller.charge(events)
 
 
-def _presented(headers: Headers) -> str:
-    """As OpenAI's clients send it, or as Anthropic's do."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+def charge_tokens(state: State, num_tokens: int) -> None:
+    """The same for tokens that were counted and not generated from."""
+    if (caller := _caller(state)) is not None:
+        caller.charge_tokens(num_tokens)
+
+
+def _caller(state: State) -> Caller | None:
+    caller: Caller | None = getattr(state, "caller", None)
+    return caller

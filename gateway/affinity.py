@@ -41,6 +41,8 @@ def prompt_key(prompt: Sequence[int], cache_salt: str = "", cache_key: str = "")
 def _sample(part: Text | Medium) -> tuple[bytes, ...]:
     if isinstance(part, Text):
         return (b"text", part.text.encode("utf-8", "surrogatepass"))
+    if part.url:
+        return (b"url", part.url.encode())
     length = len(part.data).to_bytes(8, "little")
     return (b"medium", length, part.data[:MEDIUM_SAMPLE_BYTES], part.data[-MEDIUM_SAMPLE_BYTES:])
 

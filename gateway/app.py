@@ -49,12 +49,12 @@ def create_app(
     pages: WorkerPages | None = None,
     keys: KeyRing | None = None,
 ) -> Starlette:
-    metrics = metrics or GatewayMetrics()
+    metrics, keys = metrics or GatewayMetrics(), keys or KeyRing([])
     generator = Generator(config, client, metrics)
     chat, completions = ChatCompletions(generator), Completions(generator, client)
     responses, messages = Responses(generator), Messages(generator, client)
     tokens, models = Tokens(generator, client), Models(client)
-    probes, openapi = Probes(client, metrics, pages), OpenApi()
+    probes, openapi = Probes(client, metrics, pages), OpenApi(has_keys=bool(keys))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat.create, methods=["POST"]),
@@ -74,7 +74,7 @@ def create_app(
         ],
         middleware=[
             Middleware(RequestMiddleware, metrics=metrics),
-            *access_middleware(config, keys or KeyRing([])),
+            *access_middleware(config, keys),
         ],
         exception_handlers={
             ServingError: on_serving_error,

@@ -41,7 +41,7 @@ class Text:
 class Picture:
     data: bytes  # encoded, as the client sent it
     param: str  # path of the part
-    url_param: str  # path of the data URI
+    url_param: str  # path of the URI
     min_tiles: int | None = None  # None: the checkpoint's default
     max_tiles: int | None = None
     use_thumbnail: bool | None = None
@@ -54,7 +54,7 @@ class Clip:
 
     data: bytes  # encoded, as the client sent it
     param: str  # path of the part
-    url_param: str  # path of the data URI
+    url_param: str  # path of the URI
     max_tiles: int | None = None  # of each frame; None: one
     num_frames: int | None = None
     fps: float | None = None
@@ -70,9 +70,10 @@ class Document:
 
     data: bytes  # as the client sent it
     param: str  # path of the part
-    url_param: str  # path of the file's data
+    url_param: str  # path of the file's data, or of its URI
     max_tiles: int | None = None  # of each page; None: the checkpoint's default
     upload: bytes = b""  # its SHA-256 where it is too large to go with the request
+    url: str = ""  # instead of data: the encoder fetches it
 
 
 Medium = Picture | Clip | Document
@@ -224,11 +225,18 @@ async def _read_document(
     part: FilePart | InputFilePart, param: str, limits: MediaLimits, budget: int
 ) -> Document:
     place = f"{param}.file" if isinstance(part, FilePart) else param
-    _check_tiles("max_dynamic_patch", part.file.max_dynamic_patch, place, limits)
-    most = max(limits.max_upload_bytes, budget)
-    data = await decode_file_data(part.file.file_data, f"{place}.file_data", most, DOCUMENT)
+    file, most = part.file, max(limits.max_upload_bytes, budget)
+    _check_tiles("max_dynamic_patch", file.max_dynamic_patch, place, limits)
+    if file.file_data is not None:
+        url_param = f"{place}.file_data"
+        data = await decode_file_data(file.file_data, url_param, most, DOCUMENT)
+    else:
+        url, url_param = file.file_url or "", f"{place}.file_url"
+        if is_web_url(url, url_param, DOCUMENT):
+            return Document(b"", param, url_param, file.max_dynamic_patch, url=url)
+        data = await decode_data_uri(url, url_param, most, DOCUMENT)
     upload = await _upload(data, limits, budget)
-    return Document(data, param, f"{place}.file_data", part.file.max_dynamic_patch, upload)
+    return Document(data, param, url_param, file.max_dynamic_patch, upload)
 
 
 async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:

@@ -53,7 +53,9 @@ class Unauthorized(InvalidRequest):
     """No key, or one that is not known: the same to whoever asks."""
 
     def __init__(self) -> None:
-        super().__init__("Incorrect API key provided. Send it as 'Authorization: Bearer KEY'.")
+        super().__init__(
+            "Incorrect API key provided. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        )
 
 
 class RateLimited(Overloaded):

@@ -66,10 +66,12 @@ class Caller:
 
     def charge(self, events: Sequence[Event]) -> None:
         """Tokens as they come: a client that leaves before the end has had them, too."""
-        if self._tokens is None:
-            return
         for event in events:
             if isinstance(event, Started):
-                self._tokens.take(event.prompt_tokens)
+                self.charge_tokens(event.prompt_tokens)
             elif isinstance(event, Delta):
-                self._tokens.take(event.num_tokens)
+                self.charge_tokens(event.num_tokens)
+
+    def charge_tokens(self, num_tokens: int) -> None:
+        if self._tokens is not None:
+            self._tokens.take(num_tokens)

@@ -114,7 +114,8 @@ class LLMClient:
         while True:
             target = await self._choose(b"", nothing, tried)
             try:
-                return await call(target)
+                with _loading(target, 1):
+                    return await call(target)
             except Unavailable as error:
                 tried[target.address] = error
                 self._note(target, error)
@@ -208,7 +209,7 @@ class LLMClient:
 
 @contextmanager
 def _loading(target: LLMTarget, num_sequences: int) -> Iterator[None]:
-    """While uploads are on their way, too: one whose address has gone is not closed under them."""
+    """Of all that it is asked, uploads and tokenization, too: one whose address has gone is not closed then."""
     target.load.own += num_sequences
     try:
         yield

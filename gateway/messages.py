@@ -7,6 +7,7 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.access import charge_tokens
 from gateway.answer_stream import answer_stream
 from gateway.conversation import Text
 from gateway.disconnect import until_disconnect
@@ -50,7 +51,9 @@ class Messages:
         with adaptation.reworded():
             turns = await self._generator.turns(chat, model)
             if all(isinstance(part, Text) for turn in turns for part in turn.parts):
-                return JSONResponse({"input_tokens": len(await self._client.tokenize(turns))})
+                num_tokens = len(await self._client.tokenize(turns))
+                charge_tokens(request.state, num_tokens)
+                return JSONResponse({"input_tokens": num_tokens})
             answer = self._generator.answer_chat(request, chat, turns, model, timer)
         work = _prompt_tokens(adaptation.events(answer))
         return JSONResponse({"input_tokens": await until_disconnect(request.receive, work)})

@@ -23,6 +23,7 @@ _NAMES = {
     "stop": "stop_sequences",
     "image_url.url": "source",
     "file.file_data": "source.data",
+    "file.file_url": "source.url",
 }
 
 
@@ -76,7 +77,9 @@ class ImageBlock(StrictModel):
 class DocumentBlock(StrictModel):
     type: Literal["document"]
     source: Annotated[
-        Annotated[Base64Source, Tag("#base64")] | Annotated[TextSource, Tag("#text")],
+        Annotated[Base64Source, Tag("#base64")]
+        | Annotated[UrlSource, Tag("#url")]
+        | Annotated[TextSource, Tag("#text")],
         Discriminator(_source_tag, **_SOURCE_ERROR),
     ]
 
@@ -210,4 +213,4 @@ def _part(block: _AnyBlock) -> Any:
     url = source.url if isinstance(source, UrlSource) else f"data:{source.media_type};base64,{source.data}"
     if isinstance(block, ImageBlock):
         return {"type": "image_url", "image_url": {"url": url}}
-    return {"type": "file", "file": {"file_data": url}}
+    return {"type": "file", "file": {"file_url" if isinstance(source, UrlSource) else "file_data": url}}

@@ -9,12 +9,17 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.access import OPEN_PATHS
 from gateway.completions_schema import CompletionRequest, DetokenizeBody, TokenizeBody
 from gateway.messages_schema import CountTokensRequest, MessagesRequest
 from gateway.responses_schema import ResponsesRequest
 from gateway.schema import ChatCompletionRequest, StrictModel
 from gateway.version import version
 
+_KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _REF = "#/components/schemas/{model}"
 
 
@@ -49,26 +54,33 @@ _GETS = {
 class OpenApi:
     """The route.  One object per application; the document is made once."""
 
-    def __init__(self) -> None:
-        self._document = openapi_document()
+    def __init__(self, has_keys: bool = False) -> None:
+        self._document = openapi_document(has_keys)
 
     async def document(self, _request: Request) -> Response:
         return JSONResponse(self._document)
 
 
-def openapi_document() -> dict[str, Any]:
+def openapi_document(has_keys: bool = False) -> dict[str, Any]:
+    """`has_keys`: callers need one, but on `OPEN_PATHS`."""
     bodies = [(post.body, "validation") for post in _POSTS]
     _, schemas = models_json_schema(bodies, ref_template=_REF)  # type: ignore[arg-type]
     paths: dict[str, Any] = {post.path: {"post": _post(post)} for post in _POSTS}
     paths |= {path: {"get": _operation(path, summary)} for path, summary in _GETS.items()}
     paths["/v1/models/{model}"] = {"get": _model_operation()}
     paths["/metrics"] = {"get": _operation("/metrics", "Prometheus page", "text/plain")}
-    return {
+    document = {
         "openapi": "3.1.0",
         "info": {"title": "Tessera", "version": version()},
         "paths": paths,
         "components": {"schemas": {**schemas["$defs"], **_error_schemas()}},
     }
+    if has_keys:
+        document["security"] = [{"bearer": []}, {"header": []}]
+        document["components"]["securitySchemes"] = _KEY_SCHEMES
+        for path in OPEN_PATHS:
+            paths[path]["get"]["security"] = []
+    return document
 
 
 def _post(post: _Post) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128
@@ -110,18 +111,27 @@ class VideoPart(StrictModel):
 
 
 class FileData(StrictModel):
-    """Of the keys of OpenAI's, `file_id` and `file_url` name what only a store or a fetch could give."""
+    """Of OpenAI's keys `file_id` names what only a store could give; `file_data` wins over `file_url`."""
 
-    file_data: str
+    file_url: str | None = None
+    file_data: Annotated[str | None, Field(validate_default=True)] = None
     filename: str | None = None
     max_dynamic_patch: PositiveInt | None = None  # of each page
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_references(cls, value: Any) -> Any:
-        for key in ("file_id", "file_url"):
-            if isinstance(value, Mapping) and value.get(key) is not None and "file_data" not in value:
-                raise PydanticCustomError("unsupported_value", "must have 'file_data'; no other file is read")
+        if isinstance(value, Mapping) and value.get("file_id") is not None and "file_data" not in value:
+            raise PydanticCustomError(
+                "unsupported_value", "must have 'file_data'; this server stores no files"
+            )
+        return value
+
+    @field_validator("file_data")
+    @classmethod
+    def _has_a_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("file_url") is None:
+            raise PydanticKnownError("missing")
         return value
 
 

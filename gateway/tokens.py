@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from gateway.access import charge_tokens
 from gateway.completions_schema import DetokenizeBody, TokenizeBody
 from gateway.conversation import MediaLimits, Turn, read_conversation
 from gateway.errors import RequestError
@@ -33,6 +34,7 @@ class Tokens:
         except ServingError as error:
             error.field = "messages" if body.prompt is None else "prompt"
             raise
+        charge_tokens(request.state, len(tokens))
         return JSONResponse(
             {
                 "count": len(tokens),
@@ -46,10 +48,12 @@ class Tokens:
         body = await self._generator.read(request, DetokenizeBody)
         await self._generator.model(body.model)
         try:
-            return JSONResponse({"prompt": await self._client.detokenize(body.tokens)})
+            text = await self._client.detokenize(body.tokens)
         except ServingError as error:
             error.field = "tokens"
             raise
+        charge_tokens(request.state, len(body.tokens))
+        return JSONResponse({"prompt": text})
 
 
 async def _input(body: TokenizeBody) -> str | Sequence[Turn]:

@@ -85,7 +85,7 @@ def _most_bytes(turn: Turn) -> int:
 def _size(part: Text | Medium) -> int:
     if isinstance(part, Text):
         return 4 * len(part.text)
-    if isinstance(part, Picture | Clip) and part.url:
+    if part.url:
         return len(part.url)
     return 0 if is_upload(part) else len(part.data)
 
@@ -122,10 +122,7 @@ def _fill_clip(video: language_model_pb2.Video, clip: Clip) -> None:
         num_frames=clip.num_frames, fps=clip.fps, start_s=clip.start_s, end_s=clip.end_s
     )
     video.sampling.CopyFrom(sampling)
-    if clip.url:
-        video.url = clip.url
-    else:
-        _fill_source(video, clip)
+    _fill_source(video, clip)
 
 
 def _fill_document(document: language_model_pb2.Document, plain: Document) -> None:
@@ -136,7 +133,9 @@ def _fill_document(document: language_model_pb2.Document, plain: Document) -> No
 def _fill_source(
     message: language_model_pb2.Video | language_model_pb2.Document, medium: Clip | Document
 ) -> None:
-    if medium.upload:
+    if medium.url:
+        message.url = medium.url
+    elif medium.upload:
         message.upload = medium.upload
     else:
         message.data = medium.data

@@ -159,7 +159,7 @@ async def test_logprobs_come_when_included() -> None:
         ({"input": [{"type": "function_call"}]}, "unsupported_value", "input.0"),
         ({"input": [{"role": "user", "content": 1}]}, "invalid_value", "input.0.content"),
         (
-            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x/"}]}]},
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://x/"}]}]},
             "invalid_image_url",
             "input.0.content.0.image_url",
         ),
