@@ -209,7 +209,7 @@ class LLMClient:
 
 @contextmanager
 def _loading(target: LLMTarget, num_sequences: int) -> Iterator[None]:
-    """Of all that it is asked, uploads and tokenization, too: one whose address has gone is not closed then."""
+    """During uploads and tokenization, too: one whose address has gone is not closed meanwhile."""
     target.load.own += num_sequences
     try:
         yield

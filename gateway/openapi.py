@@ -69,7 +69,7 @@ def openapi_document(has_keys: bool = False) -> dict[str, Any]:
     paths |= {path: {"get": _operation(path, summary)} for path, summary in _GETS.items()}
     paths["/v1/models/{model}"] = {"get": _model_operation()}
     paths["/metrics"] = {"get": _operation("/metrics", "Prometheus page", "text/plain")}
-    document = {
+    document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Tessera", "version": version()},
         "paths": paths,

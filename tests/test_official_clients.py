@@ -181,3 +181,26 @@ def test_ids_beyond_the_vocabulary_are_refused(stack: Stack, client: openai.Open
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=MODEL, prompt=[2**31])
     assert caught.value.param == "prompt"
+
+
+URL = "https://example.org/a"
+
+
+def test_urls_are_refused_by_default_and_named(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    """The encoder's refusal, through all three services."""
+    image, file = {"type": "input_image", "image_url": URL}, {"type": "input_file", "file_url": URL}
+    for part, place, code in (
+        (image, "image_url", "invalid_image_url"),
+        (file, "file_url", "invalid_file_url"),
+    ):
+        items: list[Any] = [{"role": "user", "content": [part]}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model=MODEL, input=items)
+        assert (caught.value.param, caught.value.code) == (f"input.0.content.0.{place}", code)
+    for kind in ("image", "document"):
+        blocks: list[Any] = [{"type": kind, "source": {"type": "url", "url": URL}}]
+        messages: list[Any] = [{"role": "user", "content": blocks}]
+        with pytest.raises(anthropic.BadRequestError, match="not enabled"):
+            claude.messages.create(model=MODEL, max_tokens=1, messages=messages)
+        with pytest.raises(anthropic.BadRequestError, match="not enabled"):
+            claude.messages.count_tokens(model=MODEL, messages=messages)
