@@ -100,6 +100,8 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         self.uploads_begun = 0
         self.takes_uploads = asyncio.Event()  # each waits for this before it is answered
         self.takes_uploads.set()
+        self.takes_texts = asyncio.Event()  # each to tokenize waits for this
+        self.takes_texts.set()
         self.cancelled = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
@@ -174,6 +176,7 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
     ) -> pb.TokenizeResponse:
         """One id a character; of a conversation, those of its texts."""
         self.tokenized.append(request)
+        await self.takes_texts.wait()
         messages = request.messages.messages
         text = request.text or "".join(part.text for each in messages for part in each.parts)
         return pb.TokenizeResponse(token_ids=[ord(char) for char in text])
