@@ -111,7 +111,8 @@ class ServeCommand:
         supervisor, model = make_supervisor(self.flags, arguments, progress)
 
         def on_ready(address: str) -> None:
-            print(_welcome(model, reachable(address), time.monotonic() - start), flush=True)
+            url = f"{supervisor.scheme}://{reachable(address)}/v1"
+            print(_welcome(model, url, time.monotonic() - start), flush=True)
 
         try:
             asyncio.run(run_until_stopped(supervisor, on_ready))
@@ -168,7 +169,14 @@ def make_supervisor(
         for number, port in enumerate(llm_ports[1:], 1)
     ]
     grace_s = gateway.shutdown_grace_s + STOP_MARGIN_S
-    supervisor = Supervisor(*parts, progress, grace_s, joining=joining, in_turn=_on_gpu(arguments))
+    supervisor = Supervisor(
+        *parts,
+        progress,
+        grace_s,
+        joining=joining,
+        in_turn=_on_gpu(arguments),
+        scheme="https" if gateway.tls_cert else "http",
+    )
     return supervisor, name
 
 
@@ -198,8 +206,7 @@ def _on_gpu(arguments: argparse.Namespace) -> bool:
     return device == "cuda" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def _welcome(model: str, address: str, elapsed_s: float) -> str:
-    url = f"http://{address}/v1"
+def _welcome(model: str, url: str, elapsed_s: float) -> str:
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return "\n".join(
         [

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvloop
@@ -28,6 +28,9 @@ from protos.malloc import tune_malloc
 ORPHAN_GRACE_S = 40.0
 
 log = logging.getLogger(__name__)
+
+# Keys that callers of the gateway must have; only their hashes go further.
+API_KEYS_VARIABLE = "TESSERA_API_KEYS"
 
 Serve = Callable[[Any, Callable[[int], None]], Awaitable[None]]
 
@@ -148,9 +151,15 @@ def gateway_command() -> ServiceCommand:
     from gateway.config import GatewayConfig
 
     def load_serve() -> Serve:
+        from gateway.api_keys import hash_keys
         from gateway.app import serve
 
-        return serve
+        async def serve_with_keys(config: GatewayConfig, on_ready: Callable[[int], None]) -> None:
+            hashes = hash_keys(os.environ.get(API_KEYS_VARIABLE, ""))
+            access = replace(config.access, api_key_hashes=(*config.access.api_key_hashes, *hashes))
+            await serve(replace(config, access=access), on_ready)
+
+        return serve_with_keys
 
     flags = ConfigFlags(GatewayConfig, defaults={"port": 8000})
     return ServiceCommand("gateway", flags, load_serve, lambda config: config.host, has_model=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from encoder_service.container_limits import ContainerLimits
+from encoder_service.fetch_limits import FetchLimits
 from encoder_service.media import ImageLimits
 from protos.ring import SHARED_MEMORY_DIR
 from protos.server import ServerConfig
@@ -73,6 +74,7 @@ class EncoderConfig:
     )
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     container_limits: ContainerLimits = field(default_factory=ContainerLimits)
+    fetch_limits: FetchLimits = field(default_factory=FetchLimits)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

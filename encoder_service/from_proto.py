@@ -23,12 +23,14 @@ _NAMES = {MediaKind.IMAGE: "picture", MediaKind.VIDEO: "video", MediaKind.DOCUME
 
 @dataclass(frozen=True)
 class AnnouncedMedium:
-    """A medium whose bytes are still to come; nothing is left to defaults."""
+    """A medium whose bytes are still to come, or to be fetched; nothing is left to defaults."""
 
     kind: MediaKind
     num_bytes: int
     tiling: TilingOptions
     sampling: FrameSampling | None  # of a video
+    max_bytes: int
+    url: str = ""  # where the encoder has to fetch it
 
 
 def media_from_proto(
@@ -57,10 +59,12 @@ def _medium(
     if medium.num_bytes > most:
         message = f"the {_NAMES[kind]} has {medium.num_bytes} bytes, at most {most} are allowed"
         raise InvalidRequest(message, field=f"{field}.data")
+    if medium.url and medium.num_bytes:
+        raise InvalidRequest("a medium comes as bytes or by its URL, not both", field=f"{field}.url")
     is_video = kind is MediaKind.VIDEO
     tiling = _tiling(medium.tiling, config, preprocessing, is_video, f"{field}.tiling")
     sampling = _sampling(medium.sampling, limits.max_video_frames, f"{field}.sampling") if is_video else None
-    return AnnouncedMedium(kind, medium.num_bytes, tiling, sampling)
+    return AnnouncedMedium(kind, medium.num_bytes, tiling, sampling, most, medium.url)
 
 
 def _tiling(

@@ -22,6 +22,7 @@ from encoder_service.config import EncoderConfig
 from encoder_service.containers import Containers
 from encoder_service.from_proto import media_from_proto
 from encoder_service.headers import HeaderReader
+from encoder_service.media_fetcher import MediaFetcher
 from encoder_service.medium import Medium
 from encoder_service.pixel_budget import PixelBudget
 from encoder_service.rings import Rings, SlotLease
@@ -85,7 +86,12 @@ class EncoderServicer:
     """
 
     def __init__(
-        self, config: EncoderConfig, base: FingerprintBase, vision: Vision, gpu: Gpu | None = None
+        self,
+        config: EncoderConfig,
+        base: FingerprintBase,
+        vision: Vision,
+        gpu: Gpu | None = None,
+        fetcher: MediaFetcher | None = None,
     ) -> None:
         """With `gpu`, tiles are made and forwards are queued there, and nothing calls `vision.encode`."""
         self._config = config
@@ -116,7 +122,14 @@ class EncoderServicer:
             cut_tiles=max(batch_tiles, MIN_CUT_TILES),
             make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
-        self._reader = StreamReader(config.upload_timeout_s, HeaderReader(self._workers), self._fingerprints)
+        self._fetcher = fetcher or MediaFetcher(config.fetch_limits)
+        self._reader = StreamReader(
+            config.upload_timeout_s,
+            HeaderReader(self._workers),
+            self._fingerprints,
+            self._fetcher,
+            config.max_stream_bytes,
+        )
         self._rings = Rings(config.tile_ring_dir)
         self._stream_ids = count()
         self._streams_open = 0
@@ -156,6 +169,7 @@ class EncoderServicer:
         self._batcher.close()
         self._cache.close()
         self._workers.containers.close()
+        self._fetcher.close()
         self._workers.threads.shutdown(cancel_futures=True)
 
     async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 from encoder_service.from_proto import AnnouncedMedium
 from encoder_service.headers import HeaderReader
+from encoder_service.media_fetcher import ByteBudget, MediaFetcher
 from encoder_service.medium import Medium
 from encoder_service.rings import SlotLease
 from encoder_service.tile_stream import MAX_WAITING_GRANTS, GrantedTile, TileStream
@@ -28,11 +29,15 @@ class StreamReader:
         upload_timeout_s: float,
         headers: HeaderReader,
         fingerprints: dict[tensor_pb2.DType, bytes],
+        fetcher: MediaFetcher,
+        max_stream_bytes: int,
     ) -> None:
         """`fingerprints` are those of the payload encodings that are offered; the first is the default."""
         self._upload_timeout_s = upload_timeout_s
         self._headers = headers
         self._fingerprints = fingerprints
+        self._fetcher = fetcher
+        self._max_stream_bytes = max_stream_bytes
 
     async def read_open(self, requests: Requests) -> tuple[encoder_pb2.Open, tensor_pb2.DType]:
         """The stream's opening, and how its tiles are to be encoded."""
@@ -60,17 +65,21 @@ class StreamReader:
         requests: Requests,
         add: Callable[[Medium], None],
     ) -> None:
-        """Take the chunks and read the headers; `add` gets each medium in order, while the next one comes.
+        """Take or fetch the bytes and read the headers; `add` gets each medium in order, while others come.
 
         Raises:
             InvalidRequest: a medium is refused: the first that is, once all have come.
         """
         fingerprint = self._fingerprints[payload_dtype]
+        budget = ByteBudget(self._max_stream_bytes - sum(medium.num_bytes for medium in announced))
         adding: list[asyncio.Task[None]] = []
         try:
             for index, medium in enumerate(announced):
-                data = await self._read_data(requests, index, medium.num_bytes)
-                read = self._headers.read(medium, data, fingerprint, f"media[{index}].data")
+                if medium.url:
+                    read = self._fetch(medium, budget, fingerprint, f"media[{index}].url")
+                else:
+                    data = await self._read_data(requests, index, medium.num_bytes)
+                    read = self._headers.read(medium, data, fingerprint, f"media[{index}].data")
                 before = adding[-1] if adding else None
                 adding.append(asyncio.create_task(_add_medium(read, before, add)))
             for task in adding:
@@ -79,6 +88,12 @@ class StreamReader:
             for task in adding:
                 task.cancel()
             await asyncio.gather(*adding, return_exceptions=True)
+
+    async def _fetch(
+        self, medium: AnnouncedMedium, budget: ByteBudget, fingerprint: bytes, field: str
+    ) -> Medium:
+        data = await self._fetcher.fetch(medium.url, medium.max_bytes, budget, field)
+        return await self._headers.read(medium, data, fingerprint, field)
 
     async def _read_data(self, requests: Requests, medium: int, num_bytes: int) -> bytes:
         chunks: list[bytes] = []

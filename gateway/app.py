@@ -15,14 +15,23 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from gateway.access import access_middleware, open_key_ring
+from gateway.api_keys import KeyRing
 from gateway.chat import ChatCompletions
+from gateway.completions import Completions
 from gateway.config import GatewayConfig
 from gateway.errors import on_http_exception, on_serving_error
+from gateway.generation import Generator
 from gateway.llm_client import LLMClient
+from gateway.messages import Messages
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestMiddleware
 from gateway.models import Models
+from gateway.openapi import OpenApi
 from gateway.probes import Probes
+from gateway.responses import Responses
+from gateway.slow_clients import guarded
+from gateway.tokens import Tokens
 from gateway.worker_pages import WorkerPages
 from gateway.workers import bind, serve_workers
 from protos.errors import ServingError
@@ -38,20 +47,35 @@ def create_app(
     client: LLMClient,
     metrics: GatewayMetrics | None = None,
     pages: WorkerPages | None = None,
+    keys: KeyRing | None = None,
 ) -> Starlette:
-    metrics = metrics or GatewayMetrics()
-    chat, models = ChatCompletions(config, client, metrics), Models(client)
-    probes = Probes(client, metrics, pages)
+    metrics, keys = metrics or GatewayMetrics(), keys or KeyRing([])
+    generator = Generator(config, client, metrics)
+    chat, completions = ChatCompletions(generator), Completions(generator, client)
+    responses, messages = Responses(generator), Messages(generator, client)
+    tokens, models = Tokens(generator, client), Models(client)
+    probes, openapi = Probes(client, metrics, pages), OpenApi(has_keys=bool(keys))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat.create, methods=["POST"]),
+            Route("/v1/completions", completions.create, methods=["POST"]),
+            Route("/v1/responses", responses.create, methods=["POST"]),
+            Route("/v1/messages", messages.create, methods=["POST"]),
+            Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+            *(Route(f"{root}/tokenize", tokens.tokenize, methods=["POST"]) for root in ("", "/v1")),
+            *(Route(f"{root}/detokenize", tokens.detokenize, methods=["POST"]) for root in ("", "/v1")),
             Route("/v1/models", models.list),
             Route("/v1/models/{model:path}", models.retrieve),
             Route("/health", probes.health),
             Route("/ready", probes.ready),
             Route("/metrics", probes.metrics),
+            Route("/version", probes.version),
+            Route("/openapi.json", openapi.document),
         ],
-        middleware=[Middleware(RequestMiddleware, metrics=metrics)],
+        middleware=[
+            Middleware(RequestMiddleware, metrics=metrics),
+            *access_middleware(config, keys),
+        ],
         exception_handlers={
             ServingError: on_serving_error,
             HTTPException: on_http_exception,
@@ -74,7 +98,9 @@ def make_server(app: Starlette, config: GatewayConfig) -> GatewayServer:
     return GatewayServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=guarded(config.header_timeout_s, config.write_timeout_s),
+            ssl_certfile=config.tls_cert or None,
+            ssl_keyfile=config.tls_key or None,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -90,9 +116,11 @@ async def serve(config: GatewayConfig, on_ready: Callable[[int], None]) -> None:
     """Listen, call `on_ready` with the port, run until SIGTERM or SIGINT, let running requests finish.
 
     Raises:
-        OSError: the address is taken or not ours.
+        OSError: the address is taken or not ours, or a file cannot be read.
+        ValueError: API keys are malformed, or missing where others can reach the address.
         Unavailable: one of several workers ended.
     """
+    open_key_ring(config)  # refused before anything is started
     if config.gateway_workers > 1:
         await serve_workers(config, on_ready)
     else:
@@ -106,12 +134,13 @@ async def serve_on(
     pages: WorkerPages | None = None,
 ) -> None:
     """As `serve`, in this process, on a bound socket; `pages` where others listen to the same port."""
+    keys = open_key_ring(config)
     client = LLMClient(config.llm, config.llm_tls, model_timeout_s=config.model_timeout_s)
     client.start()
     metrics = GatewayMetrics()
     if pages is not None:
         await pages.listen(metrics.page)
-    server = make_server(create_app(config, client, metrics, pages), config)
+    server = make_server(create_app(config, client, metrics, pages, keys), config)
     serving = asyncio.create_task(server.serve([listener]))
     try:
         while not server.started and not serving.done():

@@ -7,9 +7,10 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from gateway.completion import Reply, logprobs_json, usage_json
+from gateway.errors import error_body
 from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
-from gateway.streaming import DONE, sse
-from protos.errors import ModelError
+from gateway.streaming import DONE, KEEPALIVE, sse, sse_json
+from protos.errors import ModelError, ServingError
 
 
 class ChunkEncoder:
@@ -71,6 +72,13 @@ class ChunkEncoder:
         if self._open or not self._ended:
             raise ModelError("the language model ended an answer without finishing it")
         return DONE
+
+    def keepalive(self) -> bytes:
+        return KEEPALIVE
+
+    def failure(self, error: ServingError) -> bytes:
+        """Wrapped: clients take any other form for a normal end."""
+        return sse_json(error_body(error)) + DONE
 
     def _role(self, index: int) -> bytes:
         if index not in self._silent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gateway.access_config import AccessConfig
 from protos.channel import ClientTlsConfig
 from protos.directory import parse_target
 
@@ -24,6 +25,15 @@ class GatewayConfig:
     body_timeout_s: float = field(
         default=60.0, metadata={"help": "seconds that a client has to send its request body"}
     )
+    header_timeout_s: float = field(
+        default=10.0, metadata={"help": "seconds that a client has to send a request's headers"}
+    )
+    write_timeout_s: float = field(
+        default=60.0, metadata={"help": "seconds that a client may leave what was sent to it unread"}
+    )
+    tls_cert: str = field(default="", metadata={"help": "PEM file of the gateway's certificate chain"})
+    tls_key: str = field(default="", metadata={"help": "PEM file of the gateway's private key"})
+    access: AccessConfig = field(default_factory=AccessConfig)
     model_timeout_s: float = field(
         default=2.0, metadata={"help": "seconds that a language-model service has to say what it serves"}
     )
@@ -47,10 +57,14 @@ class GatewayConfig:
             "max_images",
             "request_timeout_s",
             "body_timeout_s",
+            "header_timeout_s",
+            "write_timeout_s",
             "model_timeout_s",
             "keepalive_s",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key go together")
         if self.shutdown_grace_s < 0:
             raise ValueError(f"shutdown_grace_s must be >= 0, got {self.shutdown_grace_s}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import RequestError
-from gateway.media import DOCUMENT, VIDEO, decode_data_uri, decode_file_data
+from gateway.media import DOCUMENT, VIDEO, decode_data_uri, decode_file_data, is_web_url
 from gateway.model_info import ModelInfo
 from gateway.schema import (
     ChatMessage,
@@ -41,9 +41,11 @@ class Text:
 class Picture:
     data: bytes  # encoded, as the client sent it
     param: str  # path of the part
-    url_param: str  # path of the data URI
+    url_param: str  # path of the URI
     min_tiles: int | None = None  # None: the checkpoint's default
     max_tiles: int | None = None
+    use_thumbnail: bool | None = None
+    url: str = ""  # instead of data: the encoder fetches it
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class Clip:
 
     data: bytes  # encoded, as the client sent it
     param: str  # path of the part
-    url_param: str  # path of the data URI
+    url_param: str  # path of the URI
     max_tiles: int | None = None  # of each frame; None: one
     num_frames: int | None = None
     fps: float | None = None
     start_s: float | None = None
     end_s: float | None = None
     upload: bytes = b""  # its SHA-256 where it is too large to go with the request
+    url: str = ""  # instead of data: the encoder fetches it
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ class Document:
 
     data: bytes  # as the client sent it
     param: str  # path of the part
-    url_param: str  # path of the file's data
+    url_param: str  # path of the file's data, or of its URI
     max_tiles: int | None = None  # of each page; None: the checkpoint's default
     upload: bytes = b""  # its SHA-256 where it is too large to go with the request
+    url: str = ""  # instead of data: the encoder fetches it
 
 
 Medium = Picture | Clip | Document
@@ -201,7 +205,8 @@ async def _read_clip(
         text = f"Invalid value for '{place}.end_s': must be behind start_s."
         raise RequestError(text, param=f"{place}.end_s")
     most = max(limits.max_upload_bytes, budget)
-    data = await decode_data_uri(video.url, f"{place}.url", most, VIDEO)
+    is_url = is_web_url(video.url, f"{place}.url", VIDEO)
+    data = b"" if is_url else await decode_data_uri(video.url, f"{place}.url", most, VIDEO)
     return Clip(
         data,
         param,
@@ -212,6 +217,7 @@ async def _read_clip(
         video.start_s,
         video.end_s,
         await _upload(data, limits, budget),
+        video.url if is_url else "",
     )
 
 
@@ -219,11 +225,18 @@ async def _read_document(
     part: FilePart | InputFilePart, param: str, limits: MediaLimits, budget: int
 ) -> Document:
     place = f"{param}.file" if isinstance(part, FilePart) else param
-    _check_tiles("max_dynamic_patch", part.file.max_dynamic_patch, place, limits)
-    most = max(limits.max_upload_bytes, budget)
-    data = await decode_file_data(part.file.file_data, f"{place}.file_data", most, DOCUMENT)
+    file, most = part.file, max(limits.max_upload_bytes, budget)
+    _check_tiles("max_dynamic_patch", file.max_dynamic_patch, place, limits)
+    if file.file_data is not None:
+        url_param = f"{place}.file_data"
+        data = await decode_file_data(file.file_data, url_param, most, DOCUMENT)
+    else:
+        url, url_param = file.file_url or "", f"{place}.file_url"
+        if is_web_url(url, url_param, DOCUMENT):
+            return Document(b"", param, url_param, file.max_dynamic_patch, url=url)
+        data = await decode_data_uri(url, url_param, most, DOCUMENT)
     upload = await _upload(data, limits, budget)
-    return Document(data, param, f"{place}.file_data", part.file.max_dynamic_patch, upload)
+    return Document(data, param, url_param, file.max_dynamic_patch, upload)
 
 
 async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
@@ -236,8 +249,10 @@ async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
 async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget: int) -> Picture:
     url_param = f"{param}.image_url.url" if isinstance(part.image_url, ImageUrl) else f"{param}.image_url"
     min_tiles, max_tiles = _tiles(part.image, f"{param}.image_url", limits)
-    data = await decode_data_uri(part.image.url, url_param, budget)
-    return Picture(data, param, url_param, min_tiles, max_tiles)
+    is_url = is_web_url(part.image.url, url_param)
+    data = b"" if is_url else await decode_data_uri(part.image.url, url_param, budget)
+    url = part.image.url if is_url else ""
+    return Picture(data, param, url_param, min_tiles, max_tiles, part.image.use_thumbnail, url)
 
 
 def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None, int | None]:

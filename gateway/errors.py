@@ -32,6 +32,7 @@ MAX_RETRY_AFTER_S = 120
 # How long and how much of a refused body is still read.
 LINGER_S = 2.0
 LINGER_BYTES = 256 << 20
+ANTHROPIC_ROOT = "/v1/messages"
 INTERNAL_MESSAGE = "The server failed to answer this request; its log has the details under the request id."
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,22 @@ class RequestError(InvalidRequest):
         super().__init__(message, field=param)
         self.error_code = code
         self.status = status
+
+
+class Unauthorized(InvalidRequest):
+    """No key, or one that is not known: the same to whoever asks."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Incorrect API key provided. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        )
+
+
+class RateLimited(Overloaded):
+    """The caller's own limit, not the server's."""
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        super().__init__(f"Rate limit reached for this API key: {limit}.", retry_after_s=retry_after_s)
 
 
 class ModelNotFound(NotFound):
@@ -78,6 +95,8 @@ _FORMS: dict[type[ServingError], HttpForm] = {
     ContextLengthExceeded: HttpForm(400, _INVALID, "context_length_exceeded"),
     InvalidRequest: HttpForm(400, _INVALID, "invalid_value"),
     NotFound: HttpForm(404, _INVALID, "model_not_found"),
+    Unauthorized: HttpForm(401, "authentication_error", "invalid_api_key", retry=False),
+    RateLimited: HttpForm(429, "rate_limit_error", "rate_limit_exceeded"),
     Overloaded: HttpForm(429, "overloaded_error", "overloaded"),
     Unavailable: HttpForm(503, "server_error", "service_unavailable"),
     FingerprintMismatch: HttpForm(503, "server_error", "service_unavailable", retry=False),
@@ -99,6 +118,25 @@ def error_body(error: ServingError) -> dict[str, Any]:
     form = form_of(error)
     message = INTERNAL_MESSAGE if isinstance(error, ModelError) else error.message
     return {"error": {"message": message, "type": form.type, "param": error.field, "code": form.code}}
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error(error: ServingError) -> dict[str, Any]:
+    """`{"type": "error", "error": {type, message}}`, the shape of Anthropic's API."""
+    status = form_of(error).status
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error_body(error)["error"]["message"]}}
 
 
 class UnreadBodyResponse(JSONResponse):
@@ -124,7 +162,11 @@ async def _discard(receive: Receive, max_bytes: int) -> None:
         message = await receive()
 
 
-def error_response(error: ServingError) -> JSONResponse:
+def error_response(error: ServingError, scope: Scope | None = None) -> JSONResponse:
+    """In the shape of the API that the request's path belongs to; without one, OpenAI's."""
+    body = error_body(error)
+    if scope is not None and scope["path"].startswith(ANTHROPIC_ROOT):
+        body = {**anthropic_error(error), "request_id": scope["state"]["request_id"]}
     form = form_of(error)
     headers = {}
     if isinstance(error, Overloaded | Unavailable):
@@ -134,16 +176,18 @@ def error_response(error: ServingError) -> JSONResponse:
         headers["x-should-retry"] = str(form.retry).lower()
     if form.status == 408:
         headers["connection"] = "close"  # the rest of the body may never come
-    if form.status == 413:
-        return UnreadBodyResponse(error_body(error), form.status, headers)
-    return JSONResponse(error_body(error), form.status, headers)
+    if form.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if form.status in (401, 413):
+        return UnreadBodyResponse(body, form.status, headers)
+    return JSONResponse(body, form.status, headers)
 
 
-async def on_serving_error(_request: Request, error: Exception) -> JSONResponse:
+async def on_serving_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServingError)
     if isinstance(error, ModelError):
         log.error("request failed: %s", error.message)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -152,6 +196,6 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     route = f"{request.method} {request.url.path[:200]}"
     message = f"Unknown URL: {route}" if error.status_code == 404 else f"Method not allowed: {route}"
     code = _HTTP_CODES.get(error.status_code, "invalid_value")
-    response = error_response(RequestError(message, code=code, status=error.status_code))
+    response = error_response(RequestError(message, code=code, status=error.status_code), request.scope)
     response.headers.update(error.headers or {})
     return response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 
@@ -32,6 +33,7 @@ class Delta:
 class Finished:
     index: int  # choice
     reason: str  # OpenAI's word: "stop" or "length"
+    stop_string: str = ""  # the one that ended the choice, if one did
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,4 @@ class Restarted:
 
 
 Event = Started | Delta | Finished | Usage | Restarted
+Batches = AsyncGenerator[list[Event], None]  # what came together; an empty one after a while of silence

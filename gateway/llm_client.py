@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from gateway.answer import Answer
+from gateway.conversation import Turn
 from gateway.events import Delta, Event, Restarted, Started
 from gateway.llm_target import LLMTarget
 from gateway.model_info import ModelInfo
+from gateway.translate import detokenize_request, tokenize_request, tokenize_turns_request
 from protos import language_model_pb2
 from protos.channel import ClientTlsConfig
 from protos.directory import Lookup, Replica, look_up
@@ -30,6 +33,8 @@ MAX_ATTEMPTS = 3
 # Sequences that a service may have whatever the others have: together they take little more time than one,
 # and a conversation finds its KV cache (docs/benchmarks/placement.md).
 FREE_SEQUENCES = 8
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +92,35 @@ class LLMClient:
             await self._replicas.resolve()
         asked = [self._ask(target) for target in self._targets.values()]
         return await asyncio.gather(*asked) or [_nobody()]
+
+    async def tokenize(self, text: str | Sequence[Turn]) -> list[int]:
+        """Ids of a text as it is, or of a conversation without media.
+
+        Raises:
+            ServingError: as the service said it.
+        """
+        request = tokenize_request(text) if isinstance(text, str) else tokenize_turns_request(text)
+        return await self._anywhere(lambda target: target.tokenize(request))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; raises ServingError as the service said it."""
+        request = detokenize_request(tokens)
+        return await self._anywhere(lambda target: target.detokenize(request))
+
+    async def _anywhere(self, call: Callable[[LLMTarget], Awaitable[T]]) -> T:
+        """What the first service that is there answers: all have the same tokenizer."""
+        tried: dict[str, ServingError] = {}
+        nothing = language_model_pb2.GenerateRequest()
+        while True:
+            target = await self._choose(b"", nothing, tried)
+            try:
+                with _loading(target, 1):
+                    return await call(target)
+            except Unavailable as error:
+                tried[target.address] = error
+                self._note(target, error)
+                if not self._may_retry(tried):
+                    raise
 
     async def generate(
         self,
@@ -175,7 +209,7 @@ class LLMClient:
 
 @contextmanager
 def _loading(target: LLMTarget, num_sequences: int) -> Iterator[None]:
-    """While uploads are on their way, too: one whose address has gone is not closed under them."""
+    """During uploads and tokenization, too: one whose address has gone is not closed meanwhile."""
     target.load.own += num_sequences
     try:
         yield

@@ -26,6 +26,7 @@ from protos.statuses import carries_our_details, error_from_rpc
 # A service that was unreachable gets no new requests for this long while others are there.
 AVOID_S = 1.0
 POLL_INTERVAL_S = 1.0
+TOKENIZE_TIMEOUT_S = 30.0
 SERVICE_NAME = language_model_pb2.DESCRIPTOR.services_by_name["LanguageModel"].full_name
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,22 @@ class LLMTarget:
             await self._stub.UploadMedia(messages, metadata=metadata, timeout=timeout_s)
         except grpc.RpcError as error:
             raise self._failure(error) from None
+
+    async def tokenize(self, request: language_model_pb2.TokenizeRequest) -> list[int]:
+        """Raises ServingError as the service said it."""
+        try:
+            response = await self._stub.Tokenize(request, timeout=TOKENIZE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+        return list(response.token_ids)
+
+    async def detokenize(self, request: language_model_pb2.DetokenizeRequest) -> str:
+        """Raises ServingError as the service said it."""
+        try:
+            response = await self._stub.Detokenize(request, timeout=TOKENIZE_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+        return str(response.text)
 
     async def model(self) -> ModelInfo:
         """What the service says about itself.

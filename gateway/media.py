@@ -1,4 +1,7 @@
-"""Data URIs of media to bytes, within limits.  Never opens a URL or a file, never decodes pixels."""
+"""Data URIs of media to bytes, within limits.  Never opens a URL or a file, never decodes pixels.
+
+URLs go to the encoder as they are: its operator says whether they are fetched.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 import pybase64
 
 from gateway.errors import RequestError
+from protos.options import MAX_URL_CHARS
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,20 @@ THREAD_THRESHOLD_CHARS = 1 << 20
 _MAX_HEADER_CHARS = 128
 
 
+def is_web_url(text: str, param: str, kind: UriKind = PICTURE) -> bool:
+    """Whether an encoder would have to fetch it.
+
+    Raises:
+        RequestError: it would, and the text is longer than any that is fetched, or not plain ASCII.
+    """
+    if not text[:8].lower().startswith(("https://", "http://")):
+        return False
+    if len(text) > MAX_URL_CHARS or not text.isascii():
+        message = f"'{param}' must have at most {MAX_URL_CHARS} characters, all of them ASCII."
+        raise RequestError(message, code=f"invalid_{kind.code}_url", param=param)
+    return True
+
+
 async def decode_data_uri(uri: str, param: str, max_bytes: int, kind: UriKind = PICTURE) -> bytes:
     """Bytes of `data:image/...;base64,...`, or of another kind.
 
@@ -72,7 +90,7 @@ def _payload_start(uri: str, param: str, kind: UriKind) -> int:
     if uri[:5].lower() != "data:":
         message = (
             f"'{param}' must be a data URI such as data:{kind.example};base64,...; "
-            "fetching http(s) URLs and reading files are not enabled on this server."
+            "other than https URLs, where they are enabled, nothing is read from elsewhere."
         )
         raise RequestError(message, code=f"invalid_{kind.code}_url", param=param)
     comma = uri.find(",", 5, 5 + _MAX_HEADER_CHARS)

@@ -45,7 +45,7 @@ class RequestMiddleware:
                 if status:  # uvicorn logs it and closes the connection
                     raise
                 log.exception("unexpected error in request %s", request_id)
-                await error_response(ModelError(INTERNAL_MESSAGE))(scope, receive, send_with_id)
+                await error_response(ModelError(INTERNAL_MESSAGE), scope)(scope, receive, send_with_id)
             finally:
                 self._count(scope, status, time.perf_counter() - start)
 

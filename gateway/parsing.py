@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from gateway.completions_schema import CompletionRequest
 from gateway.errors import RequestError
-from gateway.schema import ChatCompletionRequest, refused_key
+from gateway.schema import MAX_CHOICES, ChatCompletionRequest, StreamOptions, StrictModel, refused_key
 
-Model = TypeVar("Model", bound=ChatCompletionRequest)
+Model = TypeVar("Model", bound=StrictModel)
 
 _TYPES = {
     "string_type": "a string",
@@ -24,7 +25,7 @@ _TYPES = {
     "model_type": "an object",
 }
 # Validators of schema.py word these themselves.
-_OWN = {"content_type", "stop", "logit_bias", "cache_salt"}
+_OWN = {"content_type", "prompt_type", "stop", "logit_bias", "cache_salt"}
 # A part is refused for its type, which is one step below the place where the union failed.
 _BELOW = {"unsupported_content_part": "type"}
 
@@ -38,21 +39,46 @@ def parse_request(body: bytes, model: type[Model]) -> Model:
     try:
         parsed = model.model_validate_json(body)
     except ValidationError as error:
-        raise _request_error(error.errors(include_url=False, include_input=False)[0]) from None
-    _check_together(parsed)
+        raise fault_of(error) from None
+    check_together(parsed)
     return parsed
 
 
-def _check_together(chat: ChatCompletionRequest) -> None:
-    refused = refused_key(chat.model_extra or {})
+def fault_of(error: ValidationError) -> RequestError:
+    """The first of the faults that pydantic found, in words of ours."""
+    return _request_error(error.errors(include_url=False, include_input=False)[0])
+
+
+def check_together(request: StrictModel) -> None:
+    """What no field can know by itself: unsupported keys, and fields that need others.
+
+    Raises:
+        RequestError: names the first field at fault.
+    """
+    refused = refused_key(request.model_extra or {})
     if refused is not None:
         message = f"'{refused}' is not supported by this server with this value."
         raise RequestError(message, code="unsupported_parameter", param=refused)
-    if chat.top_logprobs and not chat.logprobs:
-        raise _invalid("top_logprobs", "needs 'logprobs' to be true")
-    options = chat.stream_options
-    if options is not None and not chat.stream and (options.include_usage or options.continuous_usage_stats):
+    if isinstance(request, ChatCompletionRequest):
+        if request.top_logprobs and not request.logprobs:
+            raise _invalid("top_logprobs", "needs 'logprobs' to be true")
+        _check_stream_options(request.stream_options, request.stream)
+    if isinstance(request, CompletionRequest):
+        _check_completion(request)
+        _check_stream_options(request.stream_options, request.stream)
+
+
+def _check_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
+    if options is not None and not stream and (options.include_usage or options.continuous_usage_stats):
         raise _invalid("stream_options", "needs 'stream' to be true")
+
+
+def _check_completion(completion: CompletionRequest) -> None:
+    if completion.num_choices > MAX_CHOICES:
+        raise _invalid("prompt", f"prompts times 'n' must be at most {MAX_CHOICES}")
+    if completion.echo and completion.logprobs is not None:
+        message = "'echo' together with 'logprobs' is not supported: prompts have no log-probabilities here."
+        raise RequestError(message, code="unsupported_parameter", param="echo")
 
 
 def _invalid(param: str, text: str, code: str = "invalid_value") -> RequestError:
@@ -69,11 +95,13 @@ def _request_error(error: ErrorDetails) -> RequestError:
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
         return RequestError(message, code="missing_required_parameter", param=param)
+    if kind == "one_of":
+        return RequestError(error["msg"])
     if not param:
         return RequestError("The request body must be a JSON object.", code="invalid_type")
     if kind in _TYPES:
         return _invalid(param, f"must be {_TYPES[kind]}", "invalid_type")
-    if kind.startswith("unsupported_"):
+    if kind.startswith("unsupported_") or kind == "previous_response_not_found":
         return _invalid(param, error["msg"], kind)
     return _invalid(param, error["msg"] if kind in _OWN else _rule(kind, context))
 

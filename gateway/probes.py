@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, Response
 from gateway.llm_client import LLMClient
 from gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from gateway.model_info import ModelInfo
+from gateway.version import version
 from gateway.worker_pages import WorkerPages
 
 
@@ -33,6 +34,9 @@ class Probes:
         if missing:
             return JSONResponse({"status": "not_ready", "missing": missing}, 503, {"retry-after": "1"})
         return JSONResponse({"status": "ready", "model": models[0].id})
+
+    async def version(self, _request: Request) -> Response:
+        return JSONResponse({"version": version()})
 
     async def metrics(self, _request: Request) -> Response:
         page = await self._pages.page() if self._pages is not None else self._metrics.page()

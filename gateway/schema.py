@@ -15,10 +15,12 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128
@@ -35,28 +37,33 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Detail = Literal["auto", "low", "high", "original"]
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
     # Strict: "16" is not a number and 1 is not a bool.  NaN would not survive as JSON.
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
-class TextPart(_Model):
+class TextPart(StrictModel):
+    type: Literal["text", "input_text", "output_text"] = "text"
     text: str
 
 
-class RefusalPart(_Model):
+class RefusalPart(StrictModel):
+    type: Literal["refusal"]
     refusal: str
 
 
-class ThinkingPart(_Model):
+class ThinkingPart(StrictModel):
     """Earlier reasoning; templates drop it."""
 
+    type: Literal["thinking"]
 
-class ImageUrl(_Model):
+
+class ImageUrl(StrictModel):
     url: str
     detail: Detail | None = None
     max_dynamic_patch: PositiveInt | None = None
     min_dynamic_patch: PositiveInt | None = None
+    use_thumbnail: bool | None = None
 
 
 _ImageUrlValue = Annotated[
@@ -65,9 +72,10 @@ _ImageUrlValue = Annotated[
 ]
 
 
-class ImagePart(_Model):
+class ImagePart(StrictModel):
     """`image_url` of chat, or `input_image` of responses, whose options sit beside the URL."""
 
+    type: Literal["image_url", "input_image"] = "image_url"
     image_url: _ImageUrlValue
     detail: Detail | None = None
 
@@ -78,7 +86,7 @@ class ImagePart(_Model):
         return ImageUrl(url=self.image_url, detail=self.detail)
 
 
-class VideoOptions(_Model):
+class VideoOptions(StrictModel):
     """As vLLM, SGLang and LMDeploy name them."""
 
     num_frames: PositiveInt | None = None
@@ -92,7 +100,8 @@ class VideoUrl(VideoOptions):
     max_dynamic_patch: PositiveInt | None = None  # of each frame
 
 
-class VideoPart(_Model):
+class VideoPart(StrictModel):
+    type: Literal["video_url"] = "video_url"
     video_url: VideoUrl
 
     @field_validator("video_url", mode="before")
@@ -101,29 +110,41 @@ class VideoPart(_Model):
         return {"url": value} if isinstance(value, str) else value
 
 
-class FileData(_Model):
-    """Of the keys of OpenAI's, `file_id` and `file_url` name what only a store or a fetch could give."""
+class FileData(StrictModel):
+    """Of OpenAI's keys `file_id` names what only a store could give; `file_data` wins over `file_url`."""
 
-    file_data: str
+    file_url: str | None = None
+    file_data: Annotated[str | None, Field(validate_default=True)] = None
     filename: str | None = None
     max_dynamic_patch: PositiveInt | None = None  # of each page
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_references(cls, value: Any) -> Any:
-        for key in ("file_id", "file_url"):
-            if isinstance(value, Mapping) and value.get(key) is not None and "file_data" not in value:
-                raise PydanticCustomError("unsupported_value", "must have 'file_data'; no other file is read")
+        if isinstance(value, Mapping) and value.get("file_id") is not None and "file_data" not in value:
+            raise PydanticCustomError(
+                "unsupported_value", "must have 'file_data'; this server stores no files"
+            )
+        return value
+
+    @field_validator("file_data")
+    @classmethod
+    def _has_a_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("file_url") is None:
+            raise PydanticKnownError("missing")
         return value
 
 
-class FilePart(_Model):
+class FilePart(StrictModel):
     """`file` of chat, or `input_file` of responses, whose fields stand beside the type."""
 
+    type: Literal["file"] = "file"
     file: FileData
 
 
 class InputFilePart(FileData):
+    type: Literal["input_file"]
+
     @property
     def file(self) -> FileData:
         return self
@@ -183,7 +204,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(_Model):
+class ChatMessage(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
     tool_calls: Any = None
@@ -204,12 +225,17 @@ class ChatMessage(_Model):
         return value
 
 
-class StreamOptions(_Model):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class SamplingFields(_Model):
+_STOP_STRING = {"type": "string", "minLength": 1}
+_STOP_STRINGS = {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS}
+_STOP_SCHEMA = {"anyOf": [_STOP_STRING, _STOP_STRINGS, {"type": "null"}]}
+
+
+class SamplingFields(StrictModel):
     """Sampling parameters that every generating endpoint shares."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -219,10 +245,16 @@ class SamplingFields(_Model):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(ge=-100, le=100)]],
+            Field(json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+        ]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: list[str] | None = None
+    stop: Annotated[list[str] | None, WithJsonSchema(_STOP_SCHEMA)] = None
     stop_token_ids: list[TokenId] | None = None
     max_tokens: PositiveInt | None = None
     min_tokens: TokenId | None = None
@@ -264,7 +296,7 @@ class SamplingFields(_Model):
         return salt
 
 
-class MediaIoKwargs(_Model):
+class MediaIoKwargs(StrictModel):
     """vLLM's and LMDeploy's options for all media of a kind; those in a part win."""
 
     model_config = ConfigDict(extra="forbid")

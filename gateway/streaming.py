@@ -26,6 +26,11 @@ def sse_json(value: Any) -> bytes:
     return sse(json.dumps(value, separators=(",", ":")))
 
 
+def named_sse(name: str, value: Any) -> bytes:
+    """An event with a name, which `value` repeats as its type."""
+    return f"event: {name}\n".encode() + sse_json({"type": name, **value})
+
+
 class EventStreamResponse(Response):
     """Sends what `events` yields.  Headers wait for the first; errors raised before are HTTP statuses.
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gateway.completions_schema import CompletionRequest
 from gateway.conversation import Clip, Document, Medium, Picture, Text, Turn, is_upload
 from gateway.errors import RequestError
 from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
@@ -40,6 +41,7 @@ _SAME_NAME = (
 _PART_PARAMS = {
     ".image.tiling.min_tiles": ".image_url.min_dynamic_patch",
     ".image.tiling.max_tiles": ".image_url.max_dynamic_patch",
+    ".image.tiling.use_thumbnail": ".image_url.use_thumbnail",
     ".video.tiling.max_tiles": ".video_url.max_dynamic_patch",
     ".video.sampling.num_frames": ".video_url.num_frames",
     ".video.sampling.fps": ".video_url.fps",
@@ -83,6 +85,8 @@ def _most_bytes(turn: Turn) -> int:
 def _size(part: Text | Medium) -> int:
     if isinstance(part, Text):
         return 4 * len(part.text)
+    if part.url:
+        return len(part.url)
     return 0 if is_upload(part) else len(part.data)
 
 
@@ -103,8 +107,13 @@ def _fill(message: language_model_pb2.Message, turn: Turn) -> None:
 
 def _fill_picture(image: language_model_pb2.Image, picture: Picture) -> None:
     tiling = encoder_pb2.TilingOptions(min_tiles=picture.min_tiles, max_tiles=picture.max_tiles)
+    if picture.use_thumbnail is not None:
+        tiling.use_thumbnail = picture.use_thumbnail
     image.tiling.CopyFrom(tiling)
-    image.data = picture.data
+    if picture.url:
+        image.url = picture.url
+    else:
+        image.data = picture.data
 
 
 def _fill_clip(video: language_model_pb2.Video, clip: Clip) -> None:
@@ -124,10 +133,41 @@ def _fill_document(document: language_model_pb2.Document, plain: Document) -> No
 def _fill_source(
     message: language_model_pb2.Video | language_model_pb2.Document, medium: Clip | Document
 ) -> None:
-    if medium.upload:
+    if medium.url:
+        message.url = medium.url
+    elif medium.upload:
         message.upload = medium.upload
     else:
         message.data = medium.data
+
+
+def prompt_request(
+    completion: CompletionRequest, prompt: Sequence[int], request_id: str
+) -> language_model_pb2.GenerateRequest:
+    """The call that goes on with the token ids of `prompt`."""
+    return language_model_pb2.GenerateRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        sampling=_prompt_sampling(completion),
+        priority=completion.priority or 0,
+        cache_salt=(completion.cache_salt or "").encode(),
+    )
+
+
+def tokenize_request(text: str) -> language_model_pb2.TokenizeRequest:
+    return language_model_pb2.TokenizeRequest(text=text)
+
+
+def tokenize_turns_request(turns: Sequence[Turn]) -> language_model_pb2.TokenizeRequest:
+    """Ids of a conversation without media, through the chat template."""
+    request = language_model_pb2.TokenizeRequest()
+    for turn in turns:
+        _fill(request.messages.messages.add(role=turn.role), turn)
+    return request
+
+
+def detokenize_request(tokens: Sequence[int]) -> language_model_pb2.DetokenizeRequest:
+    return language_model_pb2.DetokenizeRequest(token_ids=tokens)
 
 
 def uploads_of(turns: Sequence[Turn]) -> list[bytes]:
@@ -144,13 +184,22 @@ def upload_messages(data: bytes, cache_salt: bytes) -> Iterator[language_model_p
 
 
 def _sampling(chat: ChatCompletionRequest) -> language_model_pb2.SamplingParams:
-    fields: dict[str, Any] = {name: getattr(chat, name) for name in _SAME_NAME}
-    fields["max_tokens"] = _max_tokens(chat)
-    fields["logit_bias"] = {int(token): bias for token, bias in (chat.logit_bias or {}).items()}
-    if chat.min_tokens is None:
-        fields["min_tokens"] = chat.min_new_tokens
-    if chat.logprobs:
-        fields["logprobs"] = chat.top_logprobs or 0
+    logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
+    return _sampling_params(chat, _max_tokens(chat), logprobs)
+
+
+def _prompt_sampling(completion: CompletionRequest) -> language_model_pb2.SamplingParams:
+    return _sampling_params(completion, completion.max_tokens, completion.logprobs)
+
+
+def _sampling_params(
+    request: SamplingFields, max_tokens: int | None, logprobs: int | None
+) -> language_model_pb2.SamplingParams:
+    fields: dict[str, Any] = {name: getattr(request, name) for name in _SAME_NAME}
+    fields |= {"max_tokens": max_tokens, "logprobs": logprobs}
+    fields["logit_bias"] = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
+    if request.min_tokens is None:
+        fields["min_tokens"] = request.min_new_tokens
     given = {name: value for name, value in fields.items() if value is not None}
     return language_model_pb2.SamplingParams(**given)
 
@@ -171,6 +220,16 @@ def param_of(field: str, chat: ChatCompletionRequest, turns: Sequence[Turn]) -> 
     if name == "logprobs":
         return "top_logprobs"
     return name if name == "messages" or name in SamplingFields.model_fields else None
+
+
+def prompt_param_of(field: str, completion: CompletionRequest) -> str | None:
+    """The same for a request that `prompt_request` made."""
+    name = re.sub(r"\[.*", "", field.removeprefix("sampling."))
+    if name == "prompt_token_ids":
+        return "prompt"
+    if name == "min_tokens" and completion.min_tokens is None:
+        return "min_new_tokens"
+    return name if name in type(completion).model_fields else None
 
 
 def _message_param(match: re.Match[str], turns: Sequence[Turn]) -> str:
@@ -203,7 +262,8 @@ def event_from_proto(
     if kind == "finished":
         if message.finished.reason not in _FINISH_REASONS:
             raise ModelError("the language model ended for a reason that this gateway does not know")
-        return Finished(message.finished.index, _FINISH_REASONS[message.finished.reason])
+        finished = message.finished
+        return Finished(finished.index, _FINISH_REASONS[finished.reason], finished.stop_string)
     if kind == "usage":
         usage = message.usage
         return Usage(

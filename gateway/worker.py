@@ -18,6 +18,7 @@ from typing import Any
 
 import uvloop
 
+from gateway.access_config import AccessConfig
 from gateway.app import serve_on
 from gateway.config import GatewayConfig
 from gateway.worker_pages import WorkerPages
@@ -43,7 +44,11 @@ def main() -> None:
 
 def _config(values: dict[str, Any]) -> GatewayConfig:
     tls = ClientTlsConfig(**values["llm_tls"])
-    return GatewayConfig(**{**values, "llm": tuple(values["llm"]), "llm_tls": tls})
+    access: dict[str, Any] = {
+        name: tuple(it) if isinstance(it, list) else it for name, it in values["access"].items()
+    }
+    nested = {"llm_tls": tls, "access": AccessConfig(**access)}
+    return GatewayConfig(**{**values, **nested, "llm": tuple(values["llm"])})
 
 
 def _say_ready(_port: int) -> None:

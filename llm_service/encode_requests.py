@@ -71,6 +71,7 @@ def _medium(picture: Picture) -> encoder_pb2.Medium:
     return encoder_pb2.Medium(
         kind=_KINDS[picture.kind],
         num_bytes=len(picture.data),
+        url=picture.url,
         tiling=encoder_pb2.TilingOptions(
             min_tiles=picture.min_tiles,
             max_tiles=picture.max_tiles,

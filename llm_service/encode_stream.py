@@ -20,6 +20,7 @@ from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
 from protos.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelError, ServingError, Unavailable
 from protos.frames import EncodeEvent, TileFrame
+from protos.options import MAX_FETCH_S
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
 from protos.statuses import carries_our_details, error_from_rpc
@@ -29,6 +30,9 @@ PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb
 TICK_S = 0.1
 # A network that moves less is taken for one that has failed.
 MIN_UPLOAD_BYTES_S = 8 << 20
+# To begin and to end.
+FETCH_WAIT_S = 2 * MAX_FETCH_S
+HASH_BYTES = 32
 # Details of the status that grpc.aio makes up when a write fails.
 WRITE_FAILED = "Internal error from Core"
 
@@ -206,7 +210,8 @@ class EncodeStream:
     def _layout_timeout_s(self) -> float:
         """The media have to get there first, and those of a stream may be 100 MiB."""
         num_bytes = sum(len(picture.data) for picture in self._pictures)
-        return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S
+        fetch_s = FETCH_WAIT_S if any(picture.url for picture in self._pictures) else 0.0
+        return self._config.layout_timeout_s + num_bytes / MIN_UPLOAD_BYTES_S + fetch_s
 
     async def _requests(self, opening: encoder_pb2.EncodeRequest) -> AsyncIterator[encoder_pb2.EncodeRequest]:
         yield opening
@@ -269,8 +274,9 @@ class EncodeStream:
         return error
 
     def _accept_layout(self, layout: encoder_pb2.Layout) -> None:
-        hashes = [medium.content_hash for medium in layout.media]
-        if hashes != [picture.content_hash for picture in self._pictures]:
+        if len(layout.media) != len(self._pictures) or not all(
+            map(_is_hash_of, layout.media, self._pictures)
+        ):
             raise Unavailable("the encoder laid out other pictures than it was sent")
         if layout.hidden_size != self._hidden_size or layout.dtype not in self._payload_dtypes:
             raise Unavailable("the encoder's visual tokens do not fit the language model")
@@ -283,7 +289,7 @@ class EncodeStream:
             self._lease.close()
             self._lease = None
         self._dtype = dtype_from_proto(layout.dtype)
-        self._layouts = [_picture_layout(medium) for medium in layout.media]
+        self._layouts = list(map(_picture_layout, layout.media, self._pictures))
 
     def _tile_ids(self) -> list[TileId]:
         return [
@@ -347,11 +353,18 @@ class EncodeStream:
         self._call.cancel()
 
 
-def _picture_layout(medium: encoder_pb2.MediumLayout) -> PictureLayout:
+def _is_hash_of(medium: encoder_pb2.MediumLayout, picture: Picture) -> bool:
+    if picture.url:
+        return len(medium.content_hash) == HASH_BYTES
+    return bool(medium.content_hash == picture.content_hash)
+
+
+def _picture_layout(medium: encoder_pb2.MediumLayout, picture: Picture) -> PictureLayout:
     part_tiles = tuple(part.num_tiles for part in medium.parts)
     if part_tiles and (sum(part_tiles) != len(medium.tokens_per_tile) or 0 in part_tiles):
         raise Unavailable("the encoder's layout contradicts itself")
-    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles)
+    fetched_hash = medium.content_hash if picture.url else b""
+    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles, fetched_hash)
 
 
 def _frames(event: EncodeEvent) -> Sequence[TileFrame]:

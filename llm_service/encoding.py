@@ -21,6 +21,7 @@ from llm_service.picture import Picture, PictureLayout, TileId
 from protos.errors import (
     DeadlineExceeded,
     FingerprintMismatch,
+    InvalidRequest,
     ModelError,
     Overloaded,
     ServingError,
@@ -106,7 +107,7 @@ class Encoding:
             Unavailable, FingerprintMismatch, DeadlineExceeded: no encoder can say.
             Overloaded: those that are there take no more requests.
         """
-        known = [self._layouts.get(self._cache_salt, picture.content_hash) for picture in self._pictures]
+        known = [self._remembered(picture) for picture in self._pictures]
         self._laid_out = list(known)
         unknown = [medium for medium, layout in enumerate(known) if layout is None]
         if unknown:
@@ -114,6 +115,10 @@ class Encoding:
             credit = self._pool.config.initial_credit if len(unknown) == len(known) else 0
             await self._open(unknown, credit)
         return [layout for layout in self._laid_out if layout is not None]
+
+    def _remembered(self, picture: Picture) -> PictureLayout | None:
+        """Nothing of a URL: only who fetches it knows what is there now."""
+        return None if picture.url else self._layouts.get(self._cache_salt, picture.content_hash)
 
     def want(self, tile: TileId) -> None:
         """Ask for a tile; it comes through `on_tile`, or the request's error through `on_error`."""
@@ -215,9 +220,15 @@ class Encoding:
     def _accept_layouts(self, part: EncodingPart, layouts: Sequence[PictureLayout]) -> None:
         laid_out = list(zip(part.media, layouts, strict=True))
         for medium, layout in laid_out:  # also where it contradicts: the next request must not fail likewise
-            self._layouts.put(self._cache_salt, self._pictures[medium].content_hash, layout)
-        if any(self._laid_out[medium] not in (None, layout) for medium, layout in laid_out):
-            raise Unavailable("the encoder lays the pictures out in another way than before")
+            if not self._pictures[medium].url:
+                self._layouts.put(self._cache_salt, self._pictures[medium].content_hash, layout)
+        for medium, layout in laid_out:
+            before = self._laid_out[medium]
+            if before is not None and before.fetched_hash != layout.fetched_hash:
+                message = "the URL gives other bytes than when it was fetched before for this request"
+                raise InvalidRequest(message, field=f"media[{medium}].url")
+            if before not in (None, layout):
+                raise Unavailable("the encoder lays the pictures out in another way than before")
         for medium, layout in laid_out:
             self._laid_out[medium] = layout
             self._part_of[medium] = part

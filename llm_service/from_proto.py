@@ -12,6 +12,7 @@ from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2, language_model_pb2
 from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
 from protos.media import DEFAULT_NUM_FRAMES, FrameSampling, MediaKind
+from protos.options import MAX_URL_CHARS
 from protos.preprocessing import Preprocessing
 from protos.request_context import Metadata
 
@@ -179,7 +180,13 @@ def _media(
 def _data(
     medium: _WireMedium, kind: MediaKind, cache_salt: bytes, find_upload: FindUpload, field: str
 ) -> bytes:
-    if medium.WhichOneof("source") != "upload":
+    source = medium.WhichOneof("source")
+    if source == "url":
+        if not 1 <= len(medium.url) <= MAX_URL_CHARS or not medium.url.isascii():
+            message = f"the URL must have 1 to {MAX_URL_CHARS} characters of ASCII"
+            raise InvalidRequest(message, field=f"{field}.url")
+        return b""
+    if source != "upload":
         data: bytes = medium.data  # every access copies
         if not data:
             raise InvalidRequest(f"the {_NAMES[kind]} is empty", field=f"{field}.data")
@@ -215,7 +222,7 @@ def _medium(
     sampling = None
     if isinstance(medium, language_model_pb2.Video):
         sampling = _sampling(medium.sampling, limits.max_video_frames, f"{field}.sampling")
-    return MediumInput(data, min_tiles, max_tiles, thumbnail, field, kind, sampling)
+    return MediumInput(data, min_tiles, max_tiles, thumbnail, field, kind, sampling, medium.url)
 
 
 def _sampling(sampling: encoder_pb2.FrameSampling, max_frames: int, field: str) -> FrameSampling:

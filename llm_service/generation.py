@@ -323,10 +323,11 @@ class Generation:
         places = iter(placeholders)
         for medium, (picture, layout) in enumerate(zip(pictures, layouts, strict=True)):
             tiles = enumerate(layout.tokens_per_tile)
+            content = layout.fetched_hash or picture.content_hash
             for num_tiles in layout.num_tiles_of_parts:
                 offset = next(places).offset
                 for tile, num_tokens in islice(tiles, num_tiles):
                     self._tile_ids.append(TileId(medium, tile))
-                    key = salt + picture.content_hash + tile.to_bytes(4, "little")
+                    key = salt + content + tile.to_bytes(4, "little")
                     yield PromptTile(key, offset, num_tokens)
                     offset += num_tokens

@@ -24,6 +24,7 @@ class MediumInput:
     field: str
     kind: MediaKind = MediaKind.IMAGE
     sampling: FrameSampling | None = None  # of a video
+    url: str = ""  # instead of data
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Picture
             medium.max_tiles,
             medium.use_thumbnail,
             content_hash(
-                medium.data,
+                medium.data or medium.url.encode(),
                 medium.min_tiles,
                 medium.max_tiles,
                 medium.use_thumbnail,
@@ -57,6 +58,7 @@ def hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Picture
             fingerprint,
             medium.kind,
             medium.sampling,
+            medium.url,
         )
         for medium in media
     ]

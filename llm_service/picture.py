@@ -12,20 +12,22 @@ from protos.media import FrameSampling, MediaKind
 class Picture:
     """One medium with its tiling options resolved."""
 
-    data: bytes
+    data: bytes  # empty where there is a URL
     min_tiles: int
     max_tiles: int
     use_thumbnail: bool
-    content_hash: bytes
+    content_hash: bytes  # of a URL one of its text, which says where it belongs and nothing of what is there
     fingerprint: bytes  # that the hash was made with
     kind: MediaKind = MediaKind.IMAGE
     sampling: FrameSampling | None = None  # of a video
+    url: str = ""  # that the encoder has to fetch
 
 
 @dataclass(frozen=True)
 class PictureLayout:
     tokens_per_tile: tuple[int, ...]
     part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
+    fetched_hash: bytes = b""  # of a URL: the content hash of what the encoder found there
 
     @property
     def num_tiles_of_parts(self) -> tuple[int, ...]:

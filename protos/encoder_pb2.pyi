@@ -71,16 +71,18 @@ class OpenRing(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., stream: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Medium(_message.Message):
-    __slots__ = ("kind", "num_bytes", "tiling", "sampling")
+    __slots__ = ("kind", "num_bytes", "url", "tiling", "sampling")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     kind: MediaKind
     num_bytes: int
+    url: str
     tiling: TilingOptions
     sampling: FrameSampling
-    def __init__(self, kind: _Optional[_Union[MediaKind, str]] = ..., num_bytes: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., sampling: _Optional[_Union[FrameSampling, _Mapping]] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[MediaKind, str]] = ..., num_bytes: _Optional[int] = ..., url: _Optional[str] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., sampling: _Optional[_Union[FrameSampling, _Mapping]] = ...) -> None: ...
 
 class FrameSampling(_message.Message):
     __slots__ = ("num_frames", "fps", "start_s", "end_s")

@@ -74,36 +74,42 @@ class Part(_message.Message):
     def __init__(self, text: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., video: _Optional[_Union[Video, _Mapping]] = ..., document: _Optional[_Union[Document, _Mapping]] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("data", "upload", "tiling")
+    __slots__ = ("data", "upload", "url", "tiling")
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     upload: bytes
+    url: str
     tiling: _encoder_pb2.TilingOptions
-    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., url: _Optional[str] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
 
 class Video(_message.Message):
-    __slots__ = ("data", "upload", "tiling", "sampling")
+    __slots__ = ("data", "upload", "url", "tiling", "sampling")
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     upload: bytes
+    url: str
     tiling: _encoder_pb2.TilingOptions
     sampling: _encoder_pb2.FrameSampling
-    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ..., sampling: _Optional[_Union[_encoder_pb2.FrameSampling, _Mapping]] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., url: _Optional[str] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ..., sampling: _Optional[_Union[_encoder_pb2.FrameSampling, _Mapping]] = ...) -> None: ...
 
 class Document(_message.Message):
-    __slots__ = ("data", "upload", "tiling")
+    __slots__ = ("data", "upload", "url", "tiling")
     DATA_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     upload: bytes
+    url: str
     tiling: _encoder_pb2.TilingOptions
-    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., upload: _Optional[bytes] = ..., url: _Optional[str] = ..., tiling: _Optional[_Union[_encoder_pb2.TilingOptions, _Mapping]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "n", "stop", "stop_token_ids", "ignore_eos", "logprobs", "skip_special_tokens", "include_stop_str_in_output")

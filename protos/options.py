@@ -8,6 +8,10 @@ MAX_MESSAGE_BYTES = 40 << 20
 # Chunks of media on an Encode stream; tiles of 512 KiB to 2 MiB are where gRPC moves most bytes a second.
 MAX_CHUNK_BYTES = 1 << 20
 
+# Of a URL that the encoder fetches, and the longest that it may be told to take for one.
+MAX_URL_CHARS = 2048
+MAX_FETCH_S = 60.0
+
 # An encoder that has no tile to send says that it lives; clients count missed beats.
 HEARTBEAT_INTERVAL_S = 0.2
 

@@ -248,6 +248,15 @@ class TestBadInput:
         assert response.status_code == 400, response.text
         assert str(error_of(response)["param"]).startswith("messages.0.content.2")
 
+    @pytest.mark.parametrize("url", ["https://example.org/a.png", "http://169.254.169.254/latest"])
+    def test_urls_are_not_fetched_unless_allowed(self, stack: Stack, url: str) -> None:
+        part = {"type": "image_url", "image_url": {"url": url}}
+        response = ask(stack, user(text_part("look"), image_part(picture(10)), part))
+        assert response.status_code == 400, response.text
+        error = error_of(response)
+        assert (error["code"], error["param"]) == ("invalid_image_url", "messages.0.content.2.image_url.url")
+        assert error["message"] == "fetching URLs is not enabled on this server"
+
     def test_a_bad_picture_disturbs_nobody_else(self, stack: Stack) -> None:
         async def scenario() -> list[httpx.Response]:
             good = user(image_part(sign("MUSEUM", TILED[3])), text_part(SAY))

@@ -232,3 +232,23 @@ def test_a_port_that_is_taken_ends_the_start_with_its_reason(served: Serving) ->
     finished = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
     assert finished.returncode == 1
     assert port in finished.stderr and "Traceback" not in finished.stderr
+
+
+def gateway_at(port: int, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*TESSERA, "gateway", "--host", "0.0.0.0", "--port", str(port), *argv]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, env=environment)
+
+
+def test_a_gateway_that_others_can_reach_does_not_start_without_keys() -> None:
+    finished = gateway_at(0)
+    assert finished.returncode == 1 and "allow_no_keys" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_gateway_takes_its_keys_from_the_environment(served: Serving) -> None:
+    finished = gateway_at(0, TESSERA_API_KEYS="too-short")
+    assert finished.returncode == 1 and "fewer than 20 characters" in finished.stderr
+    assert "too-short" not in finished.stderr
+    taken = int(served.base_url.rpartition(":")[2].removesuffix("/v1"))
+    assert "cannot listen" in gateway_at(taken, TESSERA_API_KEYS="k" * 30).stderr  # so the keys were good

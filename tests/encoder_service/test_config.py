@@ -15,7 +15,7 @@ def test_the_defaults_are_valid_and_listen_where_language_models_look() -> None:
 
 
 def test_every_setting_of_its_own_says_what_it_is() -> None:
-    nested = ["server", "image_limits", "container_limits"]
+    nested = ["server", "image_limits", "container_limits", "fetch_limits"]
     assert [field.name for field in fields(EncoderConfig) if "help" not in field.metadata] == nested
 
 

@@ -33,6 +33,7 @@ from protos.fingerprint import FingerprintBase, content_hash
 from protos.options import MAX_CHUNK_BYTES
 from protos.statuses import error_from_rpc
 from tests.checkpoints import make_checkpoint
+from tests.encoder_service.hostile_server import HOST, forever, internet, ok, redirect
 from tests.encoder_service.wire import (
     SIDE,
     TIMEOUT_S,
@@ -443,6 +444,13 @@ def tiled(**tiling: Any) -> encoder_pb2.EncodeRequest:
 
 
 UPLOAD = (opening([PICTURE]), chunk(0, PICTURE))
+
+
+def by_url(name: str = "a.png", **fields: Any) -> encoder_pb2.Medium:
+    kind = fields.pop("kind", encoder_pb2.MEDIA_KIND_IMAGE)
+    return encoder_pb2.Medium(kind=kind, url=f"https://{HOST}/{name}", **fields)
+
+
 BAD_STREAMS: dict[str, tuple[Sequence[encoder_pb2.EncodeRequest], str]] = {
     "nothing": ((), "open"),
     "an empty message first": ((encoder_pb2.EncodeRequest(),), "open"),
@@ -466,6 +474,8 @@ BAD_STREAMS: dict[str, tuple[Sequence[encoder_pb2.EncodeRequest], str]] = {
     "too many tiles": ((tiled(max_tiles=41), chunk(0, PICTURE)), "media[0].tiling.max_tiles"),
     "zero tiles at least": ((tiled(min_tiles=0), chunk(0, PICTURE)), "media[0].tiling.min_tiles"),
     "min above max": ((tiled(min_tiles=4, max_tiles=3), chunk(0, PICTURE)), "media[0].tiling.min_tiles"),
+    "a URL where none is fetched": ((opening([], media=[by_url()]),), "media[0].url"),
+    "a URL and bytes": ((opening([], media=[by_url(num_bytes=10)]),), "media[0].url"),
     "an empty picture": ((opening([b""]),), "media[0].data"),
     "no picture": ((opening([b"hello", PICTURE]), chunk(0, b"hello"), chunk(1, PICTURE)), "media[0].data"),
     "a picture cut in its header": (
@@ -490,6 +500,84 @@ BAD_STREAMS: dict[str, tuple[Sequence[encoder_pb2.EncodeRequest], str]] = {
     "tiles beyond any number": ((*UPLOAD, grant((0, 2**32 - 1, 2**32 - 1))), "grant.tiles[0]"),
     "the same tiles too often": ((*UPLOAD, grant(*[(0, 0, 13)] * 2000)), "grant.tiles[1262]"),
 }
+
+
+BOMB = PICTURE[:16] + (50_000).to_bytes(4, "big") * 2 + PICTURE[24:]
+UNUSABLE_FILES = {
+    "an SVG": ok(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "Content-Type: image/png"),
+    "a page": ok(b"<!doctype html><title>a</title>", "Content-Type: image/png"),
+    "nothing": ok(b""),
+    "a picture cut in its header": ok(PICTURE[:20]),
+    "a picture of 2.5 gigapixels": ok(BOMB),
+    "a picture in a broken transfer": ok(PICTURE)[:-50],
+    "a picture that is too large": ok(LONG_PICTURE),
+    "a video": ok(bare_pdf()),
+    "what loopback has": redirect("https://127.0.0.1/"),
+    "an endless file": forever(b"HTTP/1.1 200 OK\r\n\r\n", bytes(10_000)),
+}
+
+
+class TestUrls:
+    async def test_a_picture_is_the_same_by_its_url_and_as_bytes(self, checkpoint: Path) -> None:
+        page = PICTURE + b"<html><script>alert(1)</script>"  # a polyglot: what it begins with counts
+        async with internet(**{"a.png": ok(page, "Content-Type: text/html")}) as it:
+            async with serving(checkpoint, ScriptedVision(), it.fetcher()) as service:
+                inline = await start(service, [page], initial_credit=NUM_TILES)
+                fetched = await start(service, [], media=[by_url()], initial_credit=NUM_TILES)
+                assert (await read_layout(fetched)).media == (await read_layout(inline)).media
+                assert (await finish(fetched)).payloads == (await finish(inline)).payloads
+
+    async def test_bytes_and_urls_keep_their_order(self, checkpoint: Path) -> None:
+        async with internet(**{"a.png": ok(gradient(1)), "b.png": ok(gradient(2))}) as it:
+            async with serving(checkpoint, ScriptedVision(), it.fetcher()) as service:
+                by_bytes = encoder_pb2.Medium(kind=encoder_pb2.MEDIA_KIND_IMAGE, num_bytes=len(PICTURE))
+                call: EncodeCall = service.stub.Encode(timeout=TIMEOUT_S)
+                await send(call, opening([], media=[by_url("a.png"), by_bytes, by_url("b.png")]))
+                await send(call, chunk(1, PICTURE))
+                hashes = [medium.content_hash for medium in (await read_layout(call)).media]
+                await finish(call)
+                inline = await layout_of(service, [gradient(1), PICTURE, gradient(2)])
+                assert hashes == [medium.content_hash for medium in inline.media]
+
+    async def test_a_document_and_a_video_come_by_the_same_way(self, checkpoint: Path) -> None:
+        async with internet(
+            **{"a.pdf": ok(bare_pdf(num_pages=2)), "a.mp4": ok(video(numbered_frames(4)))}
+        ) as it:
+            async with serving(checkpoint, ScriptedVision(), it.fetcher()) as service:
+                document = by_url("a.pdf", kind=encoder_pb2.MEDIA_KIND_DOCUMENT)
+                clip = by_url("a.mp4", kind=encoder_pb2.MEDIA_KIND_VIDEO)
+                call = await start(service, [], media=[document, clip])
+                layout = await read_layout(call)
+                assert [len(medium.parts) for medium in layout.media] == [2, 4]
+                await finish(call)
+
+    @pytest.mark.parametrize("kind", UNUSABLE_FILES)
+    async def test_what_is_no_picture_names_its_url(self, checkpoint: Path, kind: str) -> None:
+        limits = ImageLimits(max_bytes=100_000)
+        async with internet(**{"a.png": UNUSABLE_FILES[kind]}) as it:
+            async with serving(checkpoint, ScriptedVision(), it.fetcher(), image_limits=limits) as service:
+                call = await start(service, [], media=[by_url()])
+                error = await refusal(call)
+                assert (type(error), error.field) == (InvalidRequest, "media[0].url")
+                assert "127." not in error.message and HOST not in error.message
+
+    async def test_the_media_of_a_stream_have_one_budget(self, checkpoint: Path) -> None:
+        async with internet(**{"a.png": ok(PICTURE)}) as it:
+            config = {"max_stream_bytes": len(PICTURE) * 2}
+            async with serving(checkpoint, ScriptedVision(), it.fetcher(), **config) as service:
+                call = await start(service, [], media=[by_url()] * 2)
+                await read_layout(call)
+                await finish(call)
+                error = await refusal(await start(service, [], media=[by_url()] * 3))
+                assert isinstance(error, InvalidRequest)
+
+    async def test_a_client_that_leaves_ends_the_fetch(self, checkpoint: Path) -> None:
+        async with internet(**{"a.png": forever(b"", b"", 0.01)}) as it:
+            async with serving(checkpoint, ScriptedVision(), it.fetcher(fetch_timeout_s=30)) as service:
+                call = await start(service, [], media=[by_url()])
+                await until(lambda: bool(it.requests))
+                call.cancel()
+                await until(lambda: not it.open_connections)
 
 
 class TestBadStreams:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from encoder_service.config import EncoderConfig
+from encoder_service.media_fetcher import MediaFetcher
 from encoder_service.servicer import EncoderServicer, Vision
 from protos import encoder_pb2, tensor_pb2
 from protos.channel import open_channel
@@ -93,11 +94,13 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(checkpoint: Path, vision: Vision, **config: Any) -> AsyncIterator[Service]:
+async def serving(
+    checkpoint: Path, vision: Vision, fetcher: MediaFetcher | None = None, **config: Any
+) -> AsyncIterator[Service]:
     """The service with that vision; at the end it must be idle.  It keeps no tiles unless told to."""
     base = FingerprintBase(open_checkpoint(str(checkpoint)))
     settings = {"model": "a model", "host_cache_mib": 0, "max_batch_tiles": 16, **config}
-    servicer = EncoderServicer(EncoderConfig(**settings), base, vision)
+    servicer = EncoderServicer(EncoderConfig(**settings), base, vision, fetcher=fetcher)
     server = Server(ServerConfig(shutdown_grace_s=0), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     port = await server.start()

@@ -11,14 +11,16 @@ from typing import Any
 
 import grpc
 import httpx
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
+from gateway.access import open_key_ring
 from gateway.app import bind, create_app, make_server
 from gateway.config import GatewayConfig
 from gateway.llm_client import LLMClient
 from protos import language_model_pb2 as pb
 from protos import language_model_pb2_grpc
-from protos.errors import ServingError
+from protos.errors import InvalidRequest, ServingError
 from protos.failures import error_to_failure
 from protos.options import SHARED_OPTIONS
 from protos.statuses import rpc_errors
@@ -91,12 +93,15 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
         )
         self.requests: list[pb.GenerateRequest] = []
         self.metadata: list[dict[str, str]] = []
+        self.tokenized: list[pb.TokenizeRequest] = []
         self.cancels: list[int] = []
         self.uploads: list[tuple[bytes, bytes]] = []  # (cache salt, data)
         self.upload_error: ServingError | None = None
         self.uploads_begun = 0
         self.takes_uploads = asyncio.Event()  # each waits for this before it is answered
         self.takes_uploads.set()
+        self.takes_texts = asyncio.Event()  # each to tokenize waits for this
+        self.takes_texts.set()
         self.cancelled = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
@@ -166,6 +171,24 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
             self.uploads.append((messages[0].cache_salt, data))
             return pb.UploadMediaResponse(upload=hashlib.sha256(data).digest(), num_bytes=len(data))
 
+    async def Tokenize(
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.TokenizeResponse:
+        """One id a character; of a conversation, those of its texts."""
+        self.tokenized.append(request)
+        await self.takes_texts.wait()
+        messages = request.messages.messages
+        text = request.text or "".join(part.text for each in messages for part in each.parts)
+        return pb.TokenizeResponse(token_ids=[ord(char) for char in text])
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.DetokenizeResponse:
+        async with rpc_errors(context):
+            if any(token >= 0x110000 for token in request.token_ids):
+                raise InvalidRequest("token_ids[0] must be below 1114112", field="token_ids[0]")
+            return pb.DetokenizeResponse(text="".join(map(chr, request.token_ids)))
+
     async def GetModel(
         self, request: pb.GetLanguageModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.GetLanguageModelResponse:
@@ -192,14 +215,19 @@ class Gateway:
     llm_port: int
     http: httpx.AsyncClient
     openai: AsyncOpenAI
+    anthropic: AsyncAnthropic
     port: int
 
-    async def post(self, body: Any = None, **options: Any) -> httpx.Response:
-        return await self.http.post("/v1/chat/completions", json=body, **options)
+    async def post(
+        self, body: Any = None, path: str = "/v1/chat/completions", **options: Any
+    ) -> httpx.Response:
+        return await self.http.post(path, json=body, **options)
 
-    async def error(self, body: Any) -> tuple[int, str | None, str | None, str]:
+    async def error(
+        self, body: Any, path: str = "/v1/chat/completions"
+    ) -> tuple[int, str | None, str | None, str]:
         """(status, code, param, message) of a request that must fail."""
-        response = await self.post(body)
+        response = await self.post(body, path)
         error = response.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
         return response.status_code, error["code"], error["param"], error["message"]
@@ -210,7 +238,7 @@ async def serving(*targets: str, config: GatewayConfig | None = None) -> AsyncIt
     """A gateway on a free port, in front of `targets`."""
     config = replace(config or GatewayConfig(), port=0, llm=targets, shutdown_grace_s=1)
     client = LLMClient(config.llm, config.llm_tls, model_timeout_s=config.model_timeout_s)
-    server = make_server(create_app(config, client), config)
+    server = make_server(create_app(config, client, keys=open_key_ring(config)), config)
     listener = bind(config.host, 0)
     port = listener.getsockname()[1]
     task = asyncio.create_task(server.serve([listener]))
@@ -238,8 +266,9 @@ async def gateway_before(
             async with (
                 httpx.AsyncClient(base_url=url, timeout=30) as http,
                 AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as openai,
+                AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as anthropic,
             ):
-                yield Gateway(llm, llm_port, http, openai, port)
+                yield Gateway(llm, llm_port, http, openai, anthropic, port)
     finally:
         await llm.stop()
 

@@ -44,5 +44,10 @@ def test_large_pictures_are_told_apart_by_length_and_ends() -> None:
     assert len({conversation_key([turn("user", picture)]) for picture in pictures}) == 4
 
 
+def test_urls_are_told_apart() -> None:
+    pictures = [Picture(b"", "", "", url=url) for url in ("https://a.example/1", "https://a.example/2", "")]
+    assert len({conversation_key([Turn("user", (picture,))]) for picture in pictures}) == 3
+
+
 def test_a_conversation_without_a_user_has_a_key_too() -> None:
     assert conversation_key(()) != conversation_key((turn("assistant", "hello"),))

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from gateway.chat import chunk_stream
+from gateway.answer_stream import answer_stream
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Reply
 from gateway.config import GatewayConfig
@@ -308,6 +308,13 @@ async def test_model_may_be_left_out_but_not_be_another() -> None:
             "invalid_image",
             "messages.0.content.1.image_url.url",
         ),
+        (
+            InvalidRequest("not fetched", field="messages[0].parts[1].image.url"),
+            openai.BadRequestError,
+            400,
+            "invalid_image_url",
+            "messages.0.content.1.image_url.url",
+        ),
         (ContextLengthExceeded("long"), openai.BadRequestError, 400, "context_length_exceeded", "messages"),
         (NotFound("gone", field="model"), openai.NotFoundError, 404, "model_not_found", None),
         (Overloaded("full", retry_after_s=2.5), openai.RateLimitError, 429, "overloaded", None),
@@ -412,7 +419,7 @@ async def test_deltas_that_are_already_there_leave_in_one_write() -> None:
         yield [Started(7), *deltas, Finished(0, "stop"), Usage(7, 3)]
 
     encoder = ChunkEncoder(Reply("chatcmpl-1", 0, MODEL, 1))
-    writes = [data async for data in chunk_stream(batches(), encoder)]
+    writes = [data async for data in answer_stream(batches(), encoder)]
     assert len(writes) == 2
     assert [chunk["choices"][0]["delta"].get("content") for chunk in _chunks(writes[0])] == ["", *"abc", None]
     assert writes[1] == b"data: [DONE]\n\n"

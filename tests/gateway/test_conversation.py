@@ -50,6 +50,16 @@ async def _fault(*messages: dict[str, Any]) -> tuple[str, str | None]:
     return caught.value.error_code, caught.value.field
 
 
+async def test_web_urls_are_kept_for_the_encoder() -> None:
+    url = "https://example.org/a"
+    parts = (_image(url=url), {"type": "video_url", "video_url": url})
+    [turn] = await read_conversation(_messages(_user(*parts)), LIMITS)
+    picture, clip = turn.parts
+    assert isinstance(picture, Picture) and isinstance(clip, Clip)
+    assert (picture.url, picture.data, clip.url, clip.data) == (url, b"", url, b"")
+    assert not is_upload(clip)
+
+
 async def test_neighbouring_texts_are_joined_and_pictures_separate_them() -> None:
     [turn] = await read_conversation(
         _messages(_user(_text("a"), _text("b"), _image(), _text("c"), _text("d"))), LIMITS

@@ -295,6 +295,31 @@ class TestStarted:
                     await asyncio.sleep(0.01)
             await client.close()
 
+    async def test_one_that_leaves_its_name_finishes_its_tokenization(self) -> None:
+        async with _pool(says("a")) as (_, [service], [port]):
+            addresses = [f"127.0.0.1:{port}"]
+
+            async def look_up(host: str, port: int) -> list[str]:
+                return list(addresses)
+
+            client = LLMClient(["dns:///llm.internal:50052"], lookup=look_up)
+            service.takes_texts.clear()
+            tokenizing = asyncio.create_task(client.tokenize("a"))
+            async with asyncio.timeout(10):
+                while not service.tokenized:
+                    await asyncio.sleep(0.01)
+            addresses[0] = "127.0.0.1:1"
+            await client._replicas.resolve(5)
+            [leaving] = client._replicas.leaving
+            done, _pending = await asyncio.wait([leaving], timeout=0.2)
+            assert not done
+            service.takes_texts.set()
+            assert await tokenizing == [97]
+            async with asyncio.timeout(10):
+                while client._replicas.leaving:
+                    await asyncio.sleep(0.01)
+            await client.close()
+
     async def test_a_name_that_nobody_knows_is_unavailable(self) -> None:
         async def look_up(host: str, port: int) -> list[str]:
             raise OSError("no such name")

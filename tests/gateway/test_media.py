@@ -7,7 +7,14 @@ import base64
 import pytest
 
 from gateway.errors import RequestError
-from gateway.media import DOCUMENT, THREAD_THRESHOLD_CHARS, VIDEO, decode_data_uri, decode_file_data
+from gateway.media import (
+    DOCUMENT,
+    THREAD_THRESHOLD_CHARS,
+    VIDEO,
+    decode_data_uri,
+    decode_file_data,
+    is_web_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +57,31 @@ async def test_anything_else_is_refused_by_its_path(uri: str, code: str) -> None
     assert "messages.0.content.0.image_url.url" in caught.value.message
 
 
-async def test_urls_are_said_to_be_not_enabled() -> None:
-    with pytest.raises(RequestError, match="not enabled"):
-        await decode_data_uri("https://example.com/cat.png", "p", 16)
+@pytest.mark.parametrize(
+    "uri", ["file:///etc/passwd", "/etc/passwd", "ftp://example.com/a", "blob:a", "\\\\host\\a"]
+)
+async def test_nothing_else_than_a_data_uri_is_read(uri: str) -> None:
+    assert not is_web_url(uri, "p")
+    with pytest.raises(RequestError, match="nothing is read from elsewhere"):
+        await decode_data_uri(uri, "p", 16)
+
+
+@pytest.mark.parametrize("uri", ["https://example.com/cat.png", "HTTP://example.com"])
+def test_web_urls_are_for_the_encoder(uri: str) -> None:
+    assert is_web_url(uri, "p")
+
+
+@pytest.mark.parametrize("uri", ["https://example.com/" + "a" * 2048, "https://ex\u00e4mple.com/"])
+def test_a_web_url_that_nobody_would_fetch_is_refused_here(uri: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        is_web_url(uri, "p", VIDEO)
+    assert (caught.value.error_code, caught.value.field) == ("invalid_video_url", "p")
 
 
 @pytest.mark.parametrize(
     ("uri", "code"),
     [
-        ("https://example.com/clip.mp4", "invalid_video_url"),
+        ("ftp://example.com/clip.mp4", "invalid_video_url"),
         ("data:image/png;base64,AAAA", "unsupported_video_media_type"),
         ("data:video/jpeg;base64,AAAA,AAAA", "unsupported_video_media_type"),
         ("data:video/mp4;base64,", "empty_video_file"),

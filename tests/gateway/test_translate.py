@@ -60,6 +60,17 @@ def test_messages_become_parts_in_order() -> None:
     assert not second.image.tiling.HasField("max_tiles") and not second.image.tiling.HasField("min_tiles")
 
 
+def test_urls_go_as_they_are() -> None:
+    url = "https://example.org/a"
+    picture = Picture(b"", "p", "p.image_url.url", url=url)
+    clip = Clip(b"", "q", "q.video_url.url", url=url, num_frames=2)
+    request = generate_request(_chat(), (Turn("user", (picture, clip)),), "id")
+    image, video = (part for part in request.messages[0].parts)
+    assert image.image.url == video.video.url == url
+    assert (image.image.WhichOneof("source"), video.video.WhichOneof("source")) == ("url", "url")
+    assert video.video.sampling.num_frames == 2
+
+
 def test_fields_that_were_not_given_stay_unset() -> None:
     assert _sampling() == pb.SamplingParams()
     assert _sampling(temperature=None, stop=None, n=None) == pb.SamplingParams()

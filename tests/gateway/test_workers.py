@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.access_config import AccessConfig
+from gateway.config import GatewayConfig
+from gateway.worker import _config
 from gateway.workers import bind, bind_many
 from protos import language_model_pb2 as pb
+from protos.channel import ClientTlsConfig
 from tests.gateway.scripted import Script, ScriptedLLM, ask, delta, finished, says, started, usage
 
 SERVE = """
@@ -154,3 +160,9 @@ def test_one_socket_is_not_shared() -> None:
         with pytest.raises(OSError):
             bind_many("127.0.0.1", taken.getsockname()[1], 2)
         assert not taken.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+
+
+def test_a_worker_has_the_settings_of_its_parent() -> None:
+    access = AccessConfig(api_key_hashes=("a" * 64,), cors_origins=("https://a.example",), key_concurrency=3)
+    config = GatewayConfig(llm=("a:1", "b:2"), access=access, llm_tls=ClientTlsConfig(ca="ca.pem"))
+    assert _config(json.loads(json.dumps(asdict(config)))) == config

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -44,6 +44,10 @@ def make_picture(data: bytes, min_tiles: int = 1, max_tiles: int = 12, use_thumb
     return Picture(data, min_tiles, max_tiles, use_thumbnail, name, FINGERPRINT)
 
 
+def make_url_picture(url: str) -> Picture:
+    return replace(make_picture(url.encode()), data=b"", url=url)
+
+
 def tile_values(data: bytes, tile: int) -> torch.Tensor:
     """What the encoder makes of a tile: [TOKENS_PER_TILE, HIDDEN_SIZE] float32, no two tiles alike."""
     base = int.from_bytes(hashlib.sha256(data + bytes([tile])).digest()[:2], "little")
@@ -72,12 +76,15 @@ class EncoderSide:
     grants: int = 0  # messages
     is_half_closed: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    web: dict[str, bytes] = field(default_factory=dict)  # what is there by URL
 
     async def read_pictures(self) -> None:
         self.opening = (await anext(self.requests)).open
         self.media = [bytearray() for _ in self.opening.media]
         for index, announced in enumerate(self.opening.media):
-            while len(self.media[index]) < announced.num_bytes:
+            if announced.url:
+                self.media[index] += self.web[announced.url]
+            while not announced.url and len(self.media[index]) < announced.num_bytes:
                 chunk = (await anext(self.requests)).chunk
                 assert chunk.medium == index
                 self.media[index] += chunk.data
@@ -224,6 +231,7 @@ class ScriptedEncoder:
         self.fingerprint = FINGERPRINT
         self.tiles_queued = 0
         self.takes_rings = False
+        self.web: dict[str, bytes] = {}
         self.sides: list[EncoderSide] = []
         self.port = 0
         self._server: grpc.aio.Server | None = None
@@ -236,7 +244,7 @@ class ScriptedEncoder:
         self, requests: AsyncIterator[pb.EncodeRequest], context: Context
     ) -> AsyncIterator[EncodeEvent]:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
-        side = EncoderSide(requests, self.num_tiles, self.fingerprint, metadata)
+        side = EncoderSide(requests, self.num_tiles, self.fingerprint, metadata, web=self.web)
         self.sides.append(side)
         try:
             async with rpc_errors(context):

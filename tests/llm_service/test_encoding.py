@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
-from llm_service.picture import PictureLayout, TileId
+from llm_service.picture import Picture, PictureLayout, TileId
 from protos.errors import (
     DeadlineExceeded,
     FingerprintMismatch,
@@ -45,6 +45,7 @@ from tests.llm_service.scripted_encoder import (
     heartbeat,
     honest,
     make_picture,
+    make_url_picture,
     refuses,
     serve_grants,
     tile_values,
@@ -64,6 +65,7 @@ class Request:
     pool: EncoderPool
     layouts: LayoutCache
     cache_salt: bytes = SALT
+    pictures: Sequence[Picture] = tuple(PICTURES)
     tiles: list[TileId] = field(default_factory=list)
     values: dict[TileId, torch.Tensor] = field(default_factory=dict)
     errors: list[ServingError] = field(default_factory=list)
@@ -71,7 +73,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.encoding = Encoding(
-            PICTURES,
+            self.pictures,
             self.pool,
             self.layouts,
             HIDDEN_SIZE,
@@ -115,8 +117,8 @@ class Scene:
     pool: EncoderPool
     layouts: LayoutCache
 
-    def request(self, cache_salt: bytes = SALT) -> Request:
-        request = Request(self.pool, self.layouts, cache_salt)
+    def request(self, cache_salt: bytes = SALT, pictures: Sequence[Picture] = tuple(PICTURES)) -> Request:
+        request = Request(self.pool, self.layouts, cache_salt, pictures)
         self.requests.append(request)
         return request
 
@@ -860,3 +862,58 @@ class TestClose:
             closing.cancel()
             await asyncio.wait([closing])
             assert it.pool.connections[0].streams_open == 0
+
+
+URL = "https://example.org/cat.png"
+
+
+class TestUrls:
+    async def test_what_is_there_is_named_by_the_layout_and_never_remembered(self) -> None:
+        async with scene(initial_credit=0) as it:
+            for data in (b"a cat", b"another cat"):
+                it.encoders[0].web = {URL: data}
+                request = it.request(pictures=[make_url_picture(URL)])
+                [layout] = await request.encoding.layout()
+                assert layout.fetched_hash == make_picture(data).content_hash
+                request.encoding.want(ALL[0])
+                await request.arrived(1)
+                assert torch.equal(request.values[ALL[0]], tile_values(data, 0))
+
+    async def test_it_is_fetched_again_where_the_stream_broke(self) -> None:
+        async with scene(dies_after(0), initial_credit=1) as it:
+            request = await self._broken(it, b"a cat")
+            request.encoding.want(ALL[1])
+            await request.arrived(1)
+            assert torch.equal(request.values[ALL[1]], tile_values(b"a cat", 1))
+
+    async def test_other_bytes_than_before_are_an_error(self) -> None:
+        async with scene(dies_after(0), initial_credit=1) as it:
+            request = await self._broken(it, b"another cat")
+            request.encoding.want(ALL[1])
+            error = await request.failed()
+            assert isinstance(error, InvalidRequest) and error.field == "media[0].url"
+            assert not request.tiles
+
+    async def _broken(self, it: Scene, data: bytes) -> Request:
+        """A request whose encoder was lost, and what is at its URL since then."""
+        it.encoders[0].web = {URL: b"a cat"}
+        request = it.request(pictures=[make_url_picture(URL)])
+        await request.encoding.layout()
+        await assert_ended(it.encoders[0])
+        await asyncio.sleep(0.05)
+        it.encoders[0].script = beating(honest)
+        it.encoders[0].web = {URL: data}
+        return request
+
+    async def test_a_layout_without_a_hash_is_not_believed(self) -> None:
+        async def nameless(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            event = side.layout()
+            event.layout.media[0].content_hash = b""
+            yield event
+
+        async with scene(nameless) as it:
+            it.encoders[0].web = {URL: b"a cat"}
+            request = it.request(pictures=[make_url_picture(URL)])
+            with pytest.raises(Unavailable):
+                await request.encoding.layout()

@@ -284,6 +284,21 @@ class TestUploads:
         assert len(read(request).media) == 2
 
 
+class TestUrls:
+    @pytest.mark.parametrize("name", ["image", "video", "document"])
+    def test_a_url_stands_for_its_data(self, name: str) -> None:
+        kind = {"image": pb.Image, "video": pb.Video, "document": pb.Document}[name]
+        part = pb.Part(**{name: kind(url="https://example.org/a")})
+        [medium] = read(pb.GenerateRequest(messages=[user(part)])).media
+        assert (medium.url, medium.data) == ("https://example.org/a", b"")
+
+    @pytest.mark.parametrize("url", ["", "https://example.org/" + "a" * 2048, "https://ex\u00e4mple.org/"])
+    def test_one_that_no_encoder_takes_is_refused(self, url: str) -> None:
+        part = pb.Part(image=pb.Image(url=url))
+        field = field_of_refusal(pb.GenerateRequest(messages=[user(part)]))
+        assert field == "messages[0].parts[0].image.url"
+
+
 OF_THE_CHECKPOINT = SamplingParams(
     max_tokens=5, temperature=0.5, top_p=0.75, top_k=20, min_p=0.125, repetition_penalty=1.25
 )

@@ -255,6 +255,18 @@ class TestPictures:
             assert usage_of(first).cached_tokens == 0 and usage_of(second).cached_tokens > VISUAL
             assert len(it.encoder.sides) == 1
 
+    async def test_a_url_is_what_the_encoder_finds_there(self) -> None:
+        url = "https://example.org/pet"
+        request = ask("what", b"")
+        request = replace(request, media=[replace(request.media[0], url=url)])
+        async with front_end() as it:
+            cat, dog = await run(it.backends, ask("what", CAT)), await run(it.backends, ask("what", DOG))
+            for data, answer in ((CAT, cat), (DOG, dog)):
+                it.encoder.web = {url: data}
+                fetched = await run(it.backends, request)
+                assert fetched.text == answer.text
+                assert usage_of(fetched).cached_tokens > VISUAL  # by its content
+
     async def test_n_choices_fetch_each_tile_once(self) -> None:
         async with front_end(initial_credit=0) as it:
             answer = await run(it.backends, ask("what", CAT, n=3, temperature=1.0, seed=5))

@@ -1,0 +1,127 @@
+"""The door: who calls is known, and within limits, before anything of a request is read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from starlette.datastructures import Headers, State
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.access_config import AccessConfig
+from gateway.api_keys import ApiKey, KeyRing, load_keys
+from gateway.config import GatewayConfig
+from gateway.errors import RateLimited, Unauthorized, error_response
+from gateway.events import Event
+from gateway.key_limits import Caller
+from protos.request_context import REQUEST_ID_KEY
+
+# What orchestrators ask, without a secret.  All else tells what runs here, the version and the API included.
+OPEN_PATHS = frozenset({"/health", "/ready"})
+CORS_MAX_AGE_S = 600
+
+log = logging.getLogger(__name__)
+
+
+def open_key_ring(config: GatewayConfig) -> KeyRing:
+    """The keys of the settings.
+
+    Raises:
+        OSError, ValueError: they cannot be read; or there are none and others can reach the address.
+    """
+    keys = load_keys(config.access.api_keys_file, config.access.api_key_hashes)
+    if not keys and not config.access.allow_no_keys and not _is_loopback(config.host):
+        raise ValueError(
+            f"host {config.host} can be reached by others: give API keys (api_keys_file, api_key_hashes) "
+            "or say allow_no_keys"
+        )
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def access_middleware(config: GatewayConfig, keys: KeyRing) -> list[Middleware]:
+    """CORS outside: a preflight has no key, and pages must be able to read a refusal."""
+    layers = []
+    if config.access.cors_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(config.access.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=[REQUEST_ID_KEY, "retry-after"],
+                max_age=CORS_MAX_AGE_S,
+            )
+        )
+    if keys:
+        layers.append(
+            Middleware(AccessMiddleware, config=config.access, keys=keys, share=config.gateway_workers)
+        )
+    return layers
+
+
+class AccessMiddleware:
+    """Every path but `OPEN_PATHS` needs a key.  Plain ASGI, so that disconnects pass through."""
+
+    def __init__(self, app: ASGIApp, config: AccessConfig, keys: KeyRing, share: int = 1) -> None:
+        self._app = app
+        self._config = config
+        self._keys = keys
+        self._share = share
+        self._callers: dict[str, Caller] = {}  # by the key's name, so no more than there are keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        key = self._find(Headers(scope=scope))
+        if key is None:
+            await error_response(Unauthorized(), scope)(scope, receive, send)
+            return
+        caller = self._callers.setdefault(key.name, Caller(self._config, self._share))
+        try:
+            caller.enter()
+        except RateLimited as error:
+            log.info("key %s: %s", key.name, error.message)
+            await error_response(error, scope)(scope, receive, send)
+            return
+        try:
+            scope.setdefault("state", {})["caller"] = caller
+            await self._app(scope, receive, send)
+        finally:
+            caller.leave()
+
+    def _find(self, headers: Headers) -> ApiKey | None:
+        """As OpenAI's clients send it or as Anthropic's do; of two, one that is known suffices."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+        found = [self._keys.find(presented) for presented in (bearer, headers.get("x-api-key", ""))]
+        return found[0] or found[1]
+
+
+def charge(state: State, events: Sequence[Event]) -> None:
+    """Count the tokens of these events to the key of the request, if it needed one."""
+    if (caller := _caller(state)) is not None:
+        caller.charge(events)
+
+
+def charge_tokens(state: State, num_tokens: int) -> None:
+    """The same for tokens that were counted and not generated from."""
+    if (caller := _caller(state)) is not None:
+        caller.charge_tokens(num_tokens)
+
+
+def _caller(state: State) -> Caller | None:
+    caller: Caller | None = getattr(state, "caller", None)
+    return caller

@@ -1,0 +1,297 @@
+"""Anthropic's API: the official client in front, a real gRPC service behind."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import anthropic
+import pytest
+
+from gateway.config import GatewayConfig
+from protos import language_model_pb2 as pb
+from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
+from tests.gateway.scripted import (
+    MODEL,
+    delta,
+    finished,
+    gateway_before,
+    hangs_after,
+    replies,
+    says,
+    started,
+    usage,
+)
+
+PATH = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
+PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
+PNG_BASE64 = base64.b64encode(PNG).decode()
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG_BASE64}}
+HI: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+def _body(messages: Any = None, **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "max_tokens": 9, "messages": messages or HI, **fields}
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    events = []
+    for block in text.split("\n\n")[:-1]:
+        name, data = block.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {events[-1]['type']}"
+    return events
+
+
+async def _fault(gateway: Any, body: Any, path: str = PATH) -> tuple[int, str, str]:
+    """(status, type, message)"""
+    response = await gateway.post(body, path)
+    error = response.json()
+    assert set(error) == {"type", "error", "request_id"} and error["type"] == "error"
+    assert set(error["error"]) == {"type", "message"}
+    assert error["request_id"] == response.headers["x-request-id"]
+    return response.status_code, error["error"]["type"], error["error"]["message"]
+
+
+async def test_official_client_gets_a_message() -> None:
+    script = replies(started(), delta("Hello"), delta(" there"), finished(), usage(prompt=7, cached=4))
+    more = {"temperature": 0.5, "top_k": 3}
+    async with gateway_before(script) as gateway:
+        message = await gateway.anthropic.messages.create(
+            model=MODEL, max_tokens=9, messages=HI, system="Be kind", extra_body=more
+        )
+    (request,) = gateway.llm.requests
+    assert [(each.role, each.parts[0].text) for each in request.messages] == [
+        ("system", "Be kind"),
+        ("user", "hi"),
+    ]
+    sampling = request.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (9, 0.5, 3)
+    (block,) = message.content
+    assert block.type == "text" and block.text == "Hello there"
+    assert message.id.startswith("msg_") and message.role == "assistant" and message.model == MODEL
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    assert (message.usage.input_tokens, message.usage.cache_read_input_tokens) == (3, 4)
+    assert message.usage.output_tokens == 2
+
+
+async def test_official_stream_helper_accepts_the_stream() -> None:
+    async with (
+        gateway_before(says("Hel", "lo")) as gateway,
+        gateway.anthropic.messages.stream(model=MODEL, max_tokens=9, messages=HI) as stream,
+    ):
+        text = "".join([piece async for piece in stream.text_stream])
+        message = await stream.get_final_message()
+    assert text == "Hello" and message.stop_reason == "end_turn"
+    assert (message.usage.input_tokens, message.usage.output_tokens) == (7, 2)
+
+
+async def test_events_come_in_the_official_order() -> None:
+    async with gateway_before(says("Hel", "lo")) as gateway:
+        response = await gateway.post(_body(stream=True), PATH)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    events = _events(response.text)
+    assert [event["type"] for event in events] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert events[0]["message"]["usage"]["input_tokens"] == 7 and events[0]["message"]["content"] == []
+    assert events[2]["delta"] == {"type": "text_delta", "text": "Hel"}
+    assert events[5]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert events[5]["usage"]["output_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "sequence"),
+    [
+        (pb.Finished(reason=pb.FINISH_REASON_LENGTH), "max_tokens", None),
+        (pb.Finished(reason=pb.FINISH_REASON_STOP, stop_string="END"), "stop_sequence", "END"),
+        (pb.Finished(reason=pb.FINISH_REASON_STOP), "end_turn", None),
+    ],
+)
+async def test_the_reason_to_stop_is_told(end: pb.Finished, reason: str, sequence: str | None) -> None:
+    script = replies(started(), delta("a"), pb.GenerateResponse(finished=end), usage())
+    async with gateway_before(script) as gateway:
+        message = await gateway.anthropic.messages.create(
+            model=MODEL, max_tokens=9, messages=HI, stop_sequences=["END"]
+        )
+        events = _events((await gateway.post(_body(stream=True), PATH)).text)
+    assert list(gateway.llm.requests[0].sampling.stop) == ["END"]
+    assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
+    assert events[-2]["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
+
+
+async def test_blocks_become_parts() -> None:
+    pdf = base64.b64encode(b"%PDF-").decode()
+    content: list[Any] = [
+        {"type": "text", "text": "what?", "cache_control": {"type": "ephemeral"}},
+        IMAGE,
+        {"type": "image", "source": {"type": "url", "url": f"data:image/png;base64,{PNG_BASE64}"}},
+        {
+            "type": "document",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": pdf},
+        },
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "notes"}},
+    ]
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    answer: Any = [thought, {"type": "text", "text": "a cat"}]
+    messages: list[Any] = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": answer},
+        *HI,
+    ]
+    async with gateway_before(says("yes")) as gateway:
+        system: Any = [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief"}]
+        await gateway.anthropic.messages.create(model=MODEL, max_tokens=9, messages=messages, system=system)
+    system, first, second, _ = gateway.llm.requests[0].messages
+    assert system.role == "system" and system.parts[0].text == "Be\nbrief"
+    kinds = [part.WhichOneof("part") for part in first.parts]
+    assert kinds == ["text", "image", "image", "document", "text"]
+    assert first.parts[1].image.data == first.parts[2].image.data == PNG
+    assert first.parts[3].document.data == b"%PDF-" and first.parts[4].text == "notes"
+    assert [part.text for part in second.parts] == ["a cat"]
+
+
+@pytest.mark.parametrize("path", [PATH, COUNT])
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"messages": []}, "'messages'"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "'messages.0.role'"),
+        ({"messages": [{"role": "user", "content": 1}]}, "'messages.0.content'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+            "'messages.0.content.0.type'",
+        ),
+        ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "'messages.0.content.0'"),
+        (
+            {
+                "messages": HI,
+                "system": "x",
+                "tools": [{"name": "t"}],
+            },
+            "'tools'",
+        ),
+        (
+            {
+                "system": "x",
+                "messages": [
+                    {"role": "user", "content": [{**IMAGE, "source": {**IMAGE["source"], "data": "!"}}]}  # type: ignore[dict-item]
+                ],
+            },
+            "'messages.0.content.0.source'",
+        ),
+        ({"system": [{"type": "text", "text": 1}]}, "'system.0.text'"),
+    ],
+)
+async def test_what_is_wrong_is_named(fields: dict[str, Any], place: str, path: str) -> None:
+    async with gateway_before() as gateway:
+        body = {**_body(), **fields} if path == PATH else {"model": MODEL, "messages": HI, **fields}
+        status, kind, message = await _fault(gateway, body, path)
+    assert (status, kind) == (400, "invalid_request_error")
+    assert place in message and not gateway.llm.requests
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"max_tokens": None}, "'max_tokens'"),
+        ({"max_tokens": 0}, "'max_tokens'"),
+        ({"temperature": 1.5}, "'temperature'"),
+        ({"stop_sequences": [""]}, "'stop_sequences'"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "'thinking'"),
+    ],
+)
+async def test_what_is_wrong_with_sampling_is_named(fields: dict[str, Any], place: str) -> None:
+    async with gateway_before() as gateway:
+        fault = await _fault(gateway, {**_body(), **fields})
+    assert fault[:2] == (400, "invalid_request_error") and place in fault[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        (InvalidRequest("bad", field="messages[0].parts[0]"), 400, "invalid_request_error"),
+        (ContextLengthExceeded("9 > 8"), 400, "invalid_request_error"),
+        (Overloaded("full"), 429, "rate_limit_error"),
+        (Unavailable("gone"), 503, "overloaded_error"),
+        (ModelError("secret"), 500, "api_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_models_errors_have_anthropics_shape(
+    error: Exception, status: int, kind: str, stream: bool
+) -> None:
+    async with gateway_before(replies(error)) as gateway:
+        fault = await _fault(gateway, _body(stream=stream))
+    assert fault[:2] == (status, kind) and "secret" not in fault[2]
+
+
+async def test_an_unknown_model_is_not_found() -> None:
+    async with gateway_before() as gateway:
+        with pytest.raises(anthropic.NotFoundError):
+            await gateway.anthropic.messages.create(model="other", max_tokens=1, messages=HI)
+
+
+async def test_an_error_in_a_stream_is_raised_by_the_client() -> None:
+    async with gateway_before(replies(started(), delta("x"), ModelError("secret"))) as gateway:
+        with pytest.raises(anthropic.APIError) as caught:
+            async with gateway.anthropic.messages.stream(model=MODEL, max_tokens=9, messages=HI) as stream:
+                async for _event in stream:
+                    pass
+    assert "secret" not in str(caught.value)
+
+
+async def test_silence_is_filled_with_pings_that_the_client_skips() -> None:
+    config = GatewayConfig(keepalive_s=0.05)
+    async with gateway_before(hangs_after(started()), config=config) as gateway:
+        async with gateway.http.stream("POST", PATH, json=_body(stream=True)) as response:
+            lines = response.aiter_lines()
+            names = [line async for line in _until(lines, "event: ping")]
+    assert names == ["event: message_start", "event: content_block_start", "event: ping"]
+    await gateway.llm.cancelled.wait()
+
+
+async def _until(lines: Any, last: str) -> Any:
+    async for line in lines:
+        if line.startswith("event: "):
+            yield line
+        if line == last:
+            return
+
+
+async def test_official_client_counts_tokens_of_texts() -> None:
+    async with gateway_before() as gateway:
+        count = await gateway.anthropic.messages.count_tokens(model=MODEL, messages=HI, system="Be kind")
+    assert count.input_tokens == 9 and not gateway.llm.requests
+    assert [each.role for each in gateway.llm.tokenized[0].messages.messages] == ["system", "user"]
+
+
+async def test_tokens_of_pictures_are_counted_by_a_request_that_is_given_up() -> None:
+    messages: list[Any] = [{"role": "user", "content": [IMAGE]}]
+    async with gateway_before(hangs_after(started(300))) as gateway:
+        count = await gateway.anthropic.messages.count_tokens(model=MODEL, messages=messages)
+        await gateway.llm.cancelled.wait()
+    assert count.input_tokens == 300
+    assert gateway.llm.requests[0].sampling.max_tokens == 1
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", PATH, 405), ("GET", f"{PATH}/x", 404)])
+async def test_the_routers_errors_have_anthropics_shape(method: str, path: str, status: int) -> None:
+    async with gateway_before() as gateway:
+        response = await gateway.http.request(method, path)
+    assert response.status_code == status and response.json()["type"] == "error"
+
+
+@pytest.mark.parametrize("kind", ["disabled", "adaptive"])
+async def test_thinking_may_be_left_out(kind: str) -> None:
+    async with gateway_before() as gateway:
+        response = await gateway.post(_body(thinking={"type": kind}, metadata={"user_id": "u"}), PATH)
+    assert response.status_code == 200

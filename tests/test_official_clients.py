@@ -1,0 +1,206 @@
+"""The official clients of OpenAI and Anthropic against real processes that serve the demo model.
+
+Every asserted answer is one the model is certain of.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from deploy.demo import PICTURE as CAFE
+from deploy.embedded import embedded_checkpoint
+from tests.pictures import data_uri
+from tests.processes import Stack, wait_idle
+
+MODEL = "org/demo"  # ids with a slash break what forgets to encode them
+SAY = "What does the sign say?"
+SIGN = "CAFE TESSERA"
+# The client has no parameter for it.
+GREEDY: dict[str, Any] = {"extra_body": {"temperature": 0}}
+GREETING = "Hello! I am Tessera's demo model. Ask me about a picture."
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with Stack(embedded_checkpoint(), "--served-model-name", MODEL, "--num-kv-blocks", "2048") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def claude(stack: Stack) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=stack.url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(stack: Stack) -> Iterator[None]:
+    yield
+    wait_idle(stack.llm)
+
+
+def _chat_parts(**options: Any) -> list[Any]:
+    url = data_uri(CAFE.read_bytes(), "image/jpeg")
+    parts = [{"type": "image_url", "image_url": {"url": url, **options}}, {"type": "text", "text": SAY}]
+    return [{"role": "user", "content": parts}]
+
+
+def _response_items() -> list[Any]:
+    url = data_uri(CAFE.read_bytes(), "image/jpeg")
+    parts = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": SAY}]
+    return [{"role": "user", "content": parts}]
+
+
+def _claude_messages() -> list[Any]:
+    data = base64.b64encode(CAFE.read_bytes()).decode()
+    source = {"type": "base64", "media_type": "image/jpeg", "data": data}
+    return [{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": SAY}]}]
+
+
+def test_models_are_retrieved_by_their_encoded_id(client: openai.OpenAI) -> None:
+    assert client.models.list().data[0].id == MODEL
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_chat_and_its_stream_helper_agree(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=_chat_parts(), temperature=0)
+    options: Any = {"include_usage": True}
+    with client.chat.completions.stream(
+        model=MODEL, messages=_chat_parts(), temperature=0, stream_options=options
+    ) as stream:
+        final = stream.get_final_completion()
+    assert whole.choices[0].message.content == final.choices[0].message.content == SIGN
+    assert whole.usage is not None and final.usage is not None
+    assert whole.usage.total_tokens == final.usage.total_tokens
+
+
+def test_a_picture_may_go_without_its_thumbnail(client: openai.OpenAI) -> None:
+    usages = [
+        client.chat.completions.create(
+            model=MODEL, messages=_chat_parts(use_thumbnail=use), max_tokens=1, temperature=0
+        ).usage
+        for use in (True, False)
+    ]
+    tokens = [usage.prompt_tokens for usage in usages if usage is not None]
+    assert tokens[0] - tokens[1] == 64
+
+
+def test_responses_whole_and_streamed_agree(client: openai.OpenAI) -> None:
+    whole = client.responses.create(model=MODEL, input=_response_items(), temperature=0)
+    with client.responses.stream(model=MODEL, input=_response_items(), temperature=0) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert whole.output_text == final.output_text == "".join(deltas) == SIGN
+    assert whole.status == final.status == "completed"
+    assert whole.usage is not None and final.usage is not None
+    assert whole.usage.total_tokens == final.usage.total_tokens
+
+
+def test_a_response_to_a_text(client: openai.OpenAI) -> None:
+    assert client.responses.create(model=MODEL, input="Hello", temperature=0).output_text == GREETING
+
+
+def test_a_completion_goes_on_as_the_chat_does(client: openai.OpenAI, stack: Stack) -> None:
+    """The template's own ids as a prompt give the chat's answer."""
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    ids = httpx.post(f"{stack.url}/tokenize", json=body).json()["tokens"]
+    whole = client.completions.create(model=MODEL, prompt=ids, max_tokens=40, temperature=0, logprobs=1)
+    stream = client.completions.create(model=MODEL, prompt=ids, max_tokens=40, temperature=0, stream=True)
+    assert whole.choices[0].text == "".join(chunk.choices[0].text for chunk in stream) == GREETING
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None and "".join(logprobs.tokens or ()).startswith(GREETING)
+    assert whole.usage is not None and whole.usage.prompt_tokens == len(ids)
+
+
+def test_completions_of_several_texts_with_echo(client: openai.OpenAI) -> None:
+    texts = ["The sign says", "The door has the number"]
+    answer = client.completions.create(model=MODEL, prompt=texts, max_tokens=4, temperature=0, n=2, echo=True)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert all(choice.text.startswith(texts[choice.index // 2]) for choice in answer.choices)
+
+
+def test_messages_whole_and_streamed_agree(claude: anthropic.Anthropic) -> None:
+    whole = claude.messages.create(model=MODEL, max_tokens=40, messages=_claude_messages(), **GREEDY)
+    with claude.messages.stream(model=MODEL, max_tokens=40, messages=_claude_messages(), **GREEDY) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    (block,) = whole.content
+    assert block.type == "text" and block.text == text == SIGN
+    assert whole.stop_reason == final.stop_reason == "end_turn"
+    assert whole.usage.output_tokens == final.usage.output_tokens
+
+
+@pytest.mark.parametrize("messages", [[{"role": "user", "content": "Hello"}], _claude_messages()])
+def test_tokens_are_counted_as_they_are_used(claude: anthropic.Anthropic, messages: list[Any]) -> None:
+    count = claude.messages.count_tokens(model=MODEL, messages=messages)
+    usage = claude.messages.create(model=MODEL, max_tokens=1, messages=messages).usage
+    assert count.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+def test_a_stop_sequence_is_named(claude: anthropic.Anthropic) -> None:
+    messages: list[Any] = [{"role": "user", "content": "Hello"}]
+    answer = claude.messages.create(
+        model=MODEL, max_tokens=40, messages=messages, stop_sequences=["demo"], **GREEDY
+    )
+    assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", "demo")
+
+
+def test_what_is_too_long_is_a_bad_request(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    text = "word " * 60_000
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.responses.create(model=MODEL, input=text)
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.completions.create(model=MODEL, prompt=text)
+    with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
+        claude.messages.create(model=MODEL, max_tokens=1, messages=[{"role": "user", "content": text}])
+
+
+def test_ids_go_back_to_their_text(stack: Stack) -> None:
+    text = "Ein Café, ☕ und 1.20!"
+    ids = httpx.post(f"{stack.url}/tokenize", json={"prompt": text}).json()
+    back = httpx.post(f"{stack.url}/detokenize", content=json.dumps({"tokens": ids["tokens"]})).json()
+    assert back == {"prompt": text} and ids["count"] == len(ids["tokens"])
+
+
+def test_ids_beyond_the_vocabulary_are_refused(stack: Stack, client: openai.OpenAI) -> None:
+    refused = httpx.post(f"{stack.url}/detokenize", json={"tokens": [2**31]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt=[2**31])
+    assert caught.value.param == "prompt"
+
+
+URL = "https://example.org/a"
+
+
+def test_urls_are_refused_by_default_and_named(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    """The encoder's refusal, through all three services."""
+    image, file = {"type": "input_image", "image_url": URL}, {"type": "input_file", "file_url": URL}
+    for part, place, code in (
+        (image, "image_url", "invalid_image_url"),
+        (file, "file_url", "invalid_file_url"),
+    ):
+        items: list[Any] = [{"role": "user", "content": [part]}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model=MODEL, input=items)
+        assert (caught.value.param, caught.value.code) == (f"input.0.content.0.{place}", code)
+    for kind in ("image", "document"):
+        blocks: list[Any] = [{"type": kind, "source": {"type": "url", "url": URL}}]
+        messages: list[Any] = [{"role": "user", "content": blocks}]
+        with pytest.raises(anthropic.BadRequestError, match="not enabled"):
+            claude.messages.create(model=MODEL, max_tokens=1, messages=messages)
+        with pytest.raises(anthropic.BadRequestError, match="not enabled"):
+            claude.messages.count_tokens(model=MODEL, messages=messages)
