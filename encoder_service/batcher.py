@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from encoder_service.batch_size import BatchSizes
 from protos.errors import ModelError, ServingError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class TileBatcher:
     With `launch`, the next forward is in the device's queue while one runs, so that the device never waits
     for the host; a second thread waits for the results.
 
-    A free worker takes what waits, up to `max_batch_tiles`, and never waits for more. Smaller orders are
+    A free worker takes what waits, up to the batch size, and never waits for more. Smaller orders are
     taken first, first come first served among equals; a tile that has waited `max_wait_s` goes before all of
     them, so a stream of new pictures starves nobody.
     """
@@ -89,23 +90,18 @@ class TileBatcher:
     def __init__(
         self,
         encode: Callable[[torch.Tensor], torch.Tensor],
-        max_batch_tiles: int,
+        sizes: BatchSizes,
         max_wait_s: float = 2.0,
         launch: Launch | None = None,
-        first_batch_tiles: int | None = None,
     ) -> None:
         """
         Args:
             encode: Maps uint8 [num_tiles, 3, S, S] to embeddings whose first dimension is num_tiles.
             launch: Used instead of `encode` where forwards can be queued on a device.
-            first_batch_tiles: Most tiles of a forward that finds no other in progress; as many as of the
-                others by default.
         """
-        assert max_batch_tiles >= 1
         self._launch = launch or partial(_HostForward, encode)
         self._most_in_progress = 1 if launch is None else FORWARDS_IN_PROGRESS
-        self._max_batch_tiles = max_batch_tiles
-        self._first_batch_tiles = min(first_batch_tiles or max_batch_tiles, max_batch_tiles)
+        self._sizes = sizes
         self._max_wait_s = max_wait_s
         self._arrivals = count()
         self._waiting: dict[int, _Waiting] = {}  # by arrival, oldest first
@@ -223,7 +219,7 @@ class TileBatcher:
         """Block until there is something to do; empty when closed."""
         with self._changed:
             self._changed.wait_for(self._may_begin)
-            most = self._max_batch_tiles if self._num_in_progress else self._first_batch_tiles
+            most = self._sizes.most if self._num_in_progress else self._sizes.first
             batch = list(islice(self._in_turn(), most))
             for waiting in batch:
                 del self._waiting[waiting.arrival]
@@ -240,7 +236,7 @@ class TileBatcher:
         aged = list(takewhile(lambda waiting: waiting.submitted_s <= aged_before_s, tiles))
         yield from aged
         yield from heapq.nsmallest(
-            self._max_batch_tiles, islice(tiles, len(aged), None), key=lambda waiting: waiting.order
+            self._sizes.most, islice(tiles, len(aged), None), key=lambda waiting: waiting.order
         )
 
     def _begin(self, batch: list[_Waiting]) -> Forward | None:

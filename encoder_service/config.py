@@ -12,8 +12,7 @@ from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
-# A GPU is not yet full at 16 tiles of InternViT-300M.
-CPU_BATCH_TILES, CUDA_BATCH_TILES = 2, 32
+CPU_BATCH_TILES = 2
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class EncoderConfig:
     max_batch_tiles: int = field(
         default=0,
         metadata={
-            "help": f"most tiles of one forward; 0: {CUDA_BATCH_TILES} on a GPU, else {CPU_BATCH_TILES}"
+            "help": f"most tiles of one forward; 0: {CPU_BATCH_TILES} on the CPU, measured at the start on a GPU"
         },
     )
     first_batch_tiles: int = field(
-        default=16,
+        default=0,
         metadata={
             "help": "most tiles of a forward that finds the GPU's tower idle: the language model can begin "
-            "with these while the others are computed"
+            "with these while the others are computed; 0: measured at the start"
         },
     )
     num_threads: int = field(default=0, metadata={"help": "CPU threads of PyTorch; 0: PyTorch's default"})
@@ -86,7 +85,6 @@ class EncoderConfig:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
         for name in (
-            "first_batch_tiles",
             "decode_workers",
             "pixel_budget_mib",
             "max_streams",
@@ -96,13 +94,15 @@ class EncoderConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("max_batch_tiles", "num_threads", "host_cache_mib", "device_cache_mib"):
+        for name in (
+            "max_batch_tiles",
+            "first_batch_tiles",
+            "num_threads",
+            "host_cache_mib",
+            "device_cache_mib",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("upload_timeout_s", "idle_timeout_s", "forward_timeout_s"):
             if not getattr(self, name) > 0:  # NaN is not
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-
-    def batch_tiles(self, device_type: str) -> int:
-        """Most tiles of one forward on a device of that type, "cpu" or "cuda"."""
-        return self.max_batch_tiles or (CUDA_BATCH_TILES if device_type == "cuda" else CPU_BATCH_TILES)

@@ -82,4 +82,4 @@ def _resolve_device(device: str) -> torch.device:
 def _prepare_gpu(vision: VisionEncoder, config: EncoderConfig) -> CudaVision:
     from encoder_service.cuda_vision import CudaVision  # loads Triton
 
-    return CudaVision(vision, config.batch_tiles("cuda"), config.device_cache_mib << 20)
+    return CudaVision(vision, config.max_batch_tiles, config.device_cache_mib << 20, config.first_batch_tiles)

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from encoder_service import metrics
+from encoder_service.batch_size import BatchSizes
 from encoder_service.batcher import Forward, TileBatcher
-from encoder_service.config import EncoderConfig
+from encoder_service.config import CPU_BATCH_TILES, EncoderConfig
 from encoder_service.containers import Containers
 from encoder_service.from_proto import media_from_proto
 from encoder_service.headers import HeaderReader
@@ -68,6 +69,7 @@ class Gpu(Protocol):
     """A CudaVision: tiles are made and forwards are queued on a device of its own."""
 
     makes_pillows_tiles: bool
+    batch_sizes: BatchSizes
 
     def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter: ...
 
@@ -100,13 +102,9 @@ class EncoderServicer:
         self._dtype = dtype_to_proto(vision.dtype)
         payloads = dict.fromkeys((self._dtype, tensor_pb2.DTYPE_FLOAT8_E4M3))
         self._fingerprints = {payload: base.fingerprint(self._dtype, payload) for payload in payloads}
-        batch_tiles = config.batch_tiles("cpu" if gpu is None else "cuda")
-        self._batcher = TileBatcher(
-            vision.encode,
-            batch_tiles,
-            launch=None if gpu is None else gpu.launch,
-            first_batch_tiles=None if gpu is None else config.first_batch_tiles,
-        )
+        most = config.max_batch_tiles or CPU_BATCH_TILES
+        sizes = BatchSizes(most, most) if gpu is None else gpu.batch_sizes
+        self._batcher = TileBatcher(vision.encode, sizes, launch=None if gpu is None else gpu.launch)
         self._cache = TileCache(
             config.host_cache_mib << 20,
             0 if gpu is None else config.device_cache_mib << 20,
@@ -119,7 +117,7 @@ class EncoderServicer:
             image_size=self._preprocessing.image_size,
             image_limits=config.image_limits,
             containers=Containers(config.container_limits),
-            cut_tiles=max(batch_tiles, MIN_CUT_TILES),
+            cut_tiles=max(sizes.most, MIN_CUT_TILES),
             make_tiles=gpu.make_tiles if gpu is not None and gpu.makes_pillows_tiles else None,
         )
         self._fetcher = fetcher or MediaFetcher(config.fetch_limits)

@@ -171,7 +171,7 @@ def _encode_once(vision: CudaVision, data: bytes, plan: TilePlan, resize_ms: flo
 def print_tower(name: str, config: VisionConfig, shows_profile: bool) -> CudaVision:
     encoder = make_encoder(config, torch.device("cuda"))
     start = time.perf_counter()
-    vision = CudaVision(encoder, max(BATCHES))
+    vision = CudaVision(encoder, max(BATCHES), first_batch_tiles=max(BATCHES))
     tflop = tile_tflop(config)
     print(f"\n{name}: {tflop:.2f} TFLOP a tile, ready after {time.perf_counter() - start:.1f} s")
     print(f"{'tiles':>6} {'ms':>8} {'TFLOP/s':>8} {'of peak':>8} {'ms eager':>9}")

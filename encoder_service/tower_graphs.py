@@ -6,9 +6,11 @@ Imported only where there is a GPU.  Knows nothing about pictures, requests or t
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -19,6 +21,7 @@ LADDER = (1, 2, 3, 4, 5, 7, 8, 10, 13, 16, 20, 24, 26, 28, 32)
 _LADDER_STEP = 8  # beyond
 # Before a capture: kernels are compiled and libraries choose and load theirs.
 _WARM_UPS = 2
+_TIMED = 3
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,33 @@ def ladder(max_tiles: int) -> list[int]:
     """Numbers of tiles to capture; a batch is padded to the next one."""
     sizes = (*LADDER, *range(LADDER[-1] + _LADDER_STEP, max_tiles, _LADDER_STEP))
     return [*(size for size in sizes if size < max_tiles), max_tiles]
+
+
+@torch.inference_mode()
+def time_forward(
+    vision: FusedVision,
+    stream: torch.cuda.Stream,
+    tile_shape: tuple[int, int, int],
+    output_shape: tuple[int, int],
+    dtype: torch.dtype,
+    num_tiles: int,
+) -> float:
+    """Seconds of a forward of blank tiles, launch by launch: the median of some."""
+    device = stream.device
+    tiles = torch.zeros((num_tiles, *tile_shape), dtype=torch.uint8, device=device)
+    output = torch.empty((num_tiles, *output_shape), dtype=dtype, device=device)
+    torch.cuda.synchronize(device)  # weights and buffers were filled on another stream
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(_TIMED + 1)]
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            vision.forward(tiles, output)
+        events[0].record()
+        for event in events[1:]:
+            vision.forward(tiles, output)
+            event.record()
+    stream.synchronize()
+    times_ms: list[float] = [start.elapsed_time(end) for start, end in pairwise(events)]
+    return statistics.median(times_ms) * 1e-3
 
 
 class TowerGraphs:

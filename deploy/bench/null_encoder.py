@@ -16,6 +16,7 @@ import torch
 import uvloop
 from PIL import Image
 
+from encoder_service.batch_size import BatchSizes
 from encoder_service.batcher import ForwardResult
 from encoder_service.config import EncoderConfig
 from encoder_service.servicer import EncoderServicer
@@ -32,6 +33,7 @@ HIDDEN_SIZE = 4096
 TOKENS_PER_TILE = 256
 TILE_SIDE = 32
 MAX_TILES = 40
+BATCH_TILES = 32
 
 
 class NullVision:
@@ -58,8 +60,9 @@ class NullGpu:
 
     makes_pillows_tiles = True
 
-    def __init__(self, max_batch_tiles: int) -> None:
-        self._embeds = list(torch.randn(max_batch_tiles, TOKENS_PER_TILE, HIDDEN_SIZE).bfloat16())
+    def __init__(self) -> None:
+        self.batch_sizes = BatchSizes(BATCH_TILES, BATCH_TILES)
+        self._embeds = list(torch.randn(BATCH_TILES, TOKENS_PER_TILE, HIDDEN_SIZE).bfloat16())
         self._tile = torch.zeros(3, TILE_SIDE, TILE_SIDE, dtype=torch.uint8)
 
     def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter:
@@ -86,7 +89,7 @@ class NullForward:
 async def main(folder: Path) -> None:
     config = EncoderConfig(host_cache_mib=0, device_cache_mib=0)  # every tile is made and sent
     base = FingerprintBase(open_checkpoint(str(folder)))
-    servicer = EncoderServicer(config, base, NullVision(), NullGpu(config.batch_tiles("cuda")))
+    servicer = EncoderServicer(config, base, NullVision(), NullGpu())
     server = Server(ServerConfig(), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     port = await server.start()

@@ -20,9 +20,8 @@ import uvloop
 from PIL import Image
 
 from deploy.bench.cpu_time import cpu_seconds
-from deploy.bench.null_encoder import HIDDEN_SIZE, MAX_TILES, TILE_SIDE, TOKENS_PER_TILE
+from deploy.bench.null_encoder import BATCH_TILES, HIDDEN_SIZE, MAX_TILES, TILE_SIDE, TOKENS_PER_TILE
 from deploy.bench.raw_socket import RawSocket
-from encoder_service.config import EncoderConfig
 from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
@@ -89,7 +88,7 @@ async def _measure(
     samples: dict[str, list[Sample]] = {RAW: [], INLINE: [], SHARED_MEMORY: []}
     async with AsyncExitStack() as stack:
         # The yardstick reads from as much memory and writes to the same.
-        raw = stack.enter_context(RawSocket(TILE_BYTES, EncoderConfig().batch_tiles("cuda")))
+        raw = stack.enter_context(RawSocket(TILE_BYTES, BATCH_TILES))
         slots = [tensor_bytes(memory.rows(slot, 0, TOKENS_PER_TILE)) for slot in range(MAX_TILES)]
         pools = {}
         for name, transport in {INLINE: "inline", SHARED_MEMORY: "auto"}.items():

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import torch
 
+from encoder_service.batch_size import BatchSizes
 from encoder_service.batcher import EncodedTile, ForwardResult, TileBatcher
 from protos.errors import ModelError, Unavailable
 
@@ -53,7 +54,7 @@ async def busy_batcher(
 ) -> AsyncIterator[tuple[TileBatcher, GatedEncoder, asyncio.Future[EncodedTile]]]:
     """A batcher whose worker is inside a forward of tile 100, so that what is submitted waits."""
     encoder = GatedEncoder()
-    batcher = TileBatcher(encoder, max_batch_tiles, max_wait_s)
+    batcher = TileBatcher(encoder, BatchSizes(max_batch_tiles, max_batch_tiles), max_wait_s)
     running = batcher.submit(tile(100), (0, 0))
     assert await asyncio.to_thread(encoder.entered.acquire, timeout=5)
     try:
@@ -191,7 +192,7 @@ async def test_a_failing_forward_fails_its_own_tiles_only() -> None:
 
 async def test_close_fails_waiting_tiles_ends_the_running_one_and_refuses_new_ones() -> None:
     encoder = GatedEncoder()
-    batcher = TileBatcher(encoder, max_batch_tiles=1)
+    batcher = TileBatcher(encoder, BatchSizes(1, 1))
     running = batcher.submit(tile(1), (0, 0))
     assert await asyncio.to_thread(encoder.entered.acquire, timeout=5)
     waiting = batcher.submit(tile(2), (0, 0))
@@ -209,7 +210,7 @@ async def test_close_fails_waiting_tiles_ends_the_running_one_and_refuses_new_on
 
 async def test_close_does_not_wait_for_a_tower_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
     encoder = GatedEncoder()
-    batcher = TileBatcher(encoder, max_batch_tiles=1)
+    batcher = TileBatcher(encoder, BatchSizes(1, 1))
     running = batcher.submit(tile(1), (0, 0))
     assert batcher.is_busy
     assert await asyncio.to_thread(encoder.entered.acquire, timeout=5)
@@ -223,7 +224,7 @@ async def test_close_does_not_wait_for_a_tower_that_hangs(caplog: pytest.LogCapt
 
 def test_a_result_for_a_closed_event_loop_does_not_stop_the_worker() -> None:
     encoder = GatedEncoder()
-    batcher = TileBatcher(encoder, max_batch_tiles=1)
+    batcher = TileBatcher(encoder, BatchSizes(1, 1))
 
     async def abandon() -> None:
         batcher.submit(tile(1), (0, 0))
@@ -273,7 +274,8 @@ async def queueing_batcher(
         raise AssertionError("forwards are launched")
 
     device = QueueingDevice()
-    batcher = TileBatcher(never, max_batch_tiles, 60.0, device.launch, first_batch_tiles)
+    sizes = BatchSizes(first_batch_tiles or max_batch_tiles, max_batch_tiles)
+    batcher = TileBatcher(never, sizes, 60.0, device.launch)
     try:
         yield batcher, device
     finally:
@@ -328,7 +330,7 @@ async def test_forwards_that_do_not_begin_and_those_that_fail_later_fail_their_o
 
 async def test_close_waits_for_every_forward_in_the_devices_queue() -> None:
     device = QueueingDevice()
-    batcher = TileBatcher(lambda tiles: tiles, 1, launch=device.launch)
+    batcher = TileBatcher(lambda tiles: tiles, BatchSizes(1, 1), launch=device.launch)
     futures = [batcher.submit(tile(value), (0, 0)) for value in range(2)]
     await until(lambda: len(device.batches) == 2)
     closing = asyncio.create_task(asyncio.to_thread(batcher.close))

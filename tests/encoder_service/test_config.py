@@ -26,7 +26,7 @@ def test_every_setting_of_its_own_says_what_it_is() -> None:
         ({"load_format": "pickle"}, r"load_format must be one of auto, dummy, got 'pickle'"),
         ({"device": "tpu"}, r"device must be auto, cpu or cuda, got 'tpu'"),
         ({"max_batch_tiles": -1}, r"max_batch_tiles must be >= 0, got -1"),
-        ({"first_batch_tiles": 0}, r"first_batch_tiles must be >= 1, got 0"),
+        ({"first_batch_tiles": -1}, r"first_batch_tiles must be >= 0, got -1"),
         ({"decode_workers": 0}, r"decode_workers must be >= 1, got 0"),
         ({"pixel_budget_mib": -1}, r"pixel_budget_mib must be >= 1, got -1"),
         ({"host_cache_mib": -1}, r"host_cache_mib must be >= 0, got -1"),
@@ -50,8 +50,3 @@ def test_a_wrong_setting_is_refused_by_name_and_value(values: dict[str, Any], me
 def test_caches_may_be_switched_off() -> None:
     config = EncoderConfig(host_cache_mib=0, device_cache_mib=0)
     assert (config.host_cache_mib, config.device_cache_mib) == (0, 0)
-
-
-def test_a_forward_on_a_gpu_takes_more_tiles_unless_told_otherwise() -> None:
-    assert [EncoderConfig().batch_tiles(device) for device in ("cpu", "cuda")] == [2, 32]
-    assert EncoderConfig(max_batch_tiles=5).batch_tiles("cuda") == 5

@@ -183,7 +183,7 @@ async def test_tiles_on_the_gpu_and_those_that_moved_to_the_host_are_what_the_fo
     tiles = random_tiles(10)
     expected = vision.encode(tiles)
     cache = TileCache(1 << 20, 4 * expected[0].nbytes, vision.to_host)
-    batcher = TileBatcher(vision.encode, MAX_TILES, launch=vision.launch)
+    batcher = TileBatcher(vision.encode, vision.batch_sizes, launch=vision.launch)
     flights = TileFlights(batcher, cache)
     try:
         for number, pixels in enumerate(tiles.cuda()):
