@@ -27,7 +27,7 @@ class EncoderConfig:
     max_batch_tiles: int = field(
         default=0,
         metadata={
-            "help": f"most tiles of one forward; 0: {CPU_BATCH_TILES} on the CPU, measured at the start on a GPU"
+            "help": f"most tiles of one forward; 0: {CPU_BATCH_TILES} on the CPU, on a GPU as measured"
         },
     )
     first_batch_tiles: int = field(
