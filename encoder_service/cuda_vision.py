@@ -73,6 +73,7 @@ class CudaVision:
         self.hidden_size = encoder.hidden_size
         self.dtype = encoder.dtype
         self.device = encoder.device
+        self.uuid = str(torch.cuda.get_device_properties(self.device).uuid)
         self._output_shape = (encoder.config.tokens_per_tile, encoder.hidden_size)
         self._forwards = torch.cuda.Stream(self.device)
         self._copies = torch.cuda.Stream(self.device)

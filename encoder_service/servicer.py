@@ -70,6 +70,7 @@ class Gpu(Protocol):
 
     makes_pillows_tiles: bool
     batch_sizes: BatchSizes
+    uuid: str
 
     def make_tiles(self, image: Image.Image, plan: TilePlan) -> Cutter: ...
 
@@ -129,6 +130,7 @@ class EncoderServicer:
             config.max_stream_bytes,
         )
         self._rings = Rings(config.tile_ring_dir)
+        self._gpu_uuid = "" if gpu is None else gpu.uuid
         self._stream_ids = count()
         self._streams_open = 0
         self._streams: set[TileStream] = set()  # of those that are open, once they may have tiles
@@ -241,6 +243,7 @@ class EncoderServicer:
             tiles_queued=self._batcher.tiles_queued,
             streams_open=self._streams_open,
             payload_dtypes=list(self._fingerprints),
+            gpu_uuid=self._gpu_uuid,
         )
 
     def _refuse_overload(self) -> None:

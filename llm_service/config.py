@@ -67,6 +67,12 @@ class EngineConfig:
         default=True,
         metadata={"help": "prefill what is before the first missing tile while tiles are being encoded"},
     )
+    overlap_on_shared_gpu: bool = field(
+        default=False,
+        metadata={
+            "help": "also where every encoder computes on the engine's GPU: there the two only take turns"
+        },
+    )
     min_overlap_tokens: int = field(
         default=0,
         metadata={

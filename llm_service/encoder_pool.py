@@ -39,6 +39,7 @@ class EncoderModel:
     """What an encoder said about itself; only kept when it holds our checkpoint."""
 
     fingerprint: bytes
+    gpu_uuid: str = ""  # empty on a CPU
 
 
 class EncoderConnection:
@@ -120,7 +121,7 @@ class EncoderConnection:
         if self._wants_fp8 and tensor_pb2.DTYPE_FLOAT8_E4M3 in response.payload_dtypes:
             self.payload_dtype = tensor_pb2.DTYPE_FLOAT8_E4M3
             fingerprint = self._base.fingerprint(response.compute_dtype, self.payload_dtype)
-        self.model = EncoderModel(fingerprint)
+        self.model = EncoderModel(fingerprint, response.gpu_uuid)
         element_bytes = dtype_from_proto(response.payload_dtype).itemsize
         self._rings.ensure(response.tokens_per_tile * response.hidden_size * element_bytes)
 
@@ -163,6 +164,11 @@ class EncoderPool:
     @property
     def num_ready(self) -> int:
         return len(_ready(self.connections))
+
+    def are_on(self, gpu_uuid: str) -> bool:
+        """Whether that is the GPU of every encoder that answers; not of none, and not of a CPU."""
+        gpus = {_model(connection).gpu_uuid for connection in _ready(self.connections)}
+        return bool(gpu_uuid) and gpus == {gpu_uuid}
 
     async def fingerprint(self) -> bytes:
         """Fingerprint that content hashes are made with; the last one seen while no encoder answers.

@@ -217,6 +217,7 @@ def build_engine(
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         enable_encoding_overlap=config.enable_encoding_overlap,
         min_overlap_tokens=config.min_overlap_tokens,
+        overlap_on_shared_gpu=config.overlap_on_shared_gpu,
     )
     return Engine(Scheduler(scheduler_config, blocks, store), store, launcher, overlap)
 
@@ -232,7 +233,12 @@ def _ready(rank: Rank, capacity: Capacity, checkpoint: Checkpoint) -> EngineRead
         num_blocks=capacity.num_blocks,
         block_size=rank.backend.block_size,
         language_digest=language_digest(checkpoint),
+        gpu_uuid=_gpu_uuid(rank.device),
     )
+
+
+def _gpu_uuid(device: torch.device) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 def _log_ready(ready: EngineReady, device: torch.device) -> None:

@@ -222,7 +222,7 @@ class Generation:
             self._engine_request.post(error)
 
     async def _prompt_input(self) -> PromptInput:
-        request, prompts = self._request, self._backends.prompts
+        request, prompts, encoders = self._request, self._backends.prompts, self._backends.encoders
         text, pictures = await self._text_and_pictures()
         layouts = await self._layout(pictures) if pictures else []
         if any(layout.part_tiles for layout in layouts):  # only now it is known how many frames there are
@@ -242,6 +242,7 @@ class Generation:
             max_tokens=self._max_tokens(len(prompt.token_ids)),
             priority=request.priority,
             cache_salt=request.cache_salt,
+            shares_gpu=bool(layouts) and encoders.are_on(self._backends.engine.ready.gpu_uuid),
         )
 
     async def _text_and_pictures(self) -> tuple[PromptLayout, list[Picture]]:

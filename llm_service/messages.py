@@ -28,6 +28,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     priority: int
     cache_salt: bytes
+    shares_gpu: bool = False  # with the encoders: tiles and prefill take turns
 
 
 class TileStored(msgspec.Struct, frozen=True, tag=True):
@@ -62,6 +63,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     num_blocks: int
     block_size: int
     language_digest: bytes  # of the checkpoint it serves, see protos.fingerprint
+    gpu_uuid: str = ""  # of the (first) GPU; empty on a CPU
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -34,6 +34,7 @@ class SchedulerConfig:
     max_model_len: int
     long_prefill_token_threshold: int = 0  # most prompt tokens of one sequence in a step; 0: no limit
     enable_encoding_overlap: bool = True  # False: a prompt is begun when all its tiles are there
+    overlap_on_shared_gpu: bool = False  # also for requests whose encoders compute on the engine's GPU
     min_overlap_tokens: int = 1  # fewest prompt tokens worth a step while a tile behind them is on its way
 
 
@@ -292,17 +293,21 @@ class Scheduler:
         if not sequence.is_decoding and config.long_prefill_token_threshold:
             end = min(end, start + config.long_prefill_token_threshold)
         end = min(end, start + left)
-        missing = self._first_missing(sequence, start, end if config.enable_encoding_overlap else None)
+        overlaps = self._overlaps(sequence)
+        missing = self._first_missing(sequence, start, end if overlaps else None)
         if missing is None:
             return max(end - start, 0)
         count = max(min(end, missing.offset) - start, 0)
         # Waiting is only safe for a tile that has a slot: others may need what this one holds.
         is_coming = self._store.is_granted(missing.key)
-        return 0 if is_coming and count < self._fewest_before_a_tile else count
+        return 0 if is_coming and count < (config.min_overlap_tokens if overlaps else math.inf) else count
 
-    @property
-    def _fewest_before_a_tile(self) -> float:
-        return self._config.min_overlap_tokens if self._config.enable_encoding_overlap else math.inf
+    def _overlaps(self, sequence: Sequence) -> bool:
+        """Whether it is worth a step to compute what is before a tile that is on its way."""
+        config = self._config
+        return config.enable_encoding_overlap and (
+            config.overlap_on_shared_gpu or not sequence.group.shares_gpu
+        )
 
     def _first_missing(self, sequence: Sequence, start: int, end: int | None) -> VisualTile | None:
         """First tile between the two positions, or behind the first, that is not in the store."""

@@ -59,6 +59,7 @@ class NullGpu:
     """What a GPU leaves to the rest of the service: finished tiles in host memory, one by one."""
 
     makes_pillows_tiles = True
+    uuid = ""
 
     def __init__(self) -> None:
         self.batch_sizes = BatchSizes(BATCH_TILES, BATCH_TILES)

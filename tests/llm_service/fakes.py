@@ -163,6 +163,7 @@ class World:
     overlap: bool = False  # of steps
     encoding_overlap: bool = True
     min_overlap_tokens: int = 1
+    overlap_on_shared_gpu: bool = False
     groups: dict[int, SequenceGroup] = field(default_factory=dict)
     grants: list[TileGrant] = field(default_factory=list)  # not yet delivered
 
@@ -176,6 +177,7 @@ class World:
             long_prefill_token_threshold=self.threshold,
             enable_encoding_overlap=self.encoding_overlap,
             min_overlap_tokens=self.min_overlap_tokens,
+            overlap_on_shared_gpu=self.overlap_on_shared_gpu,
         )
         self.scheduler = Scheduler(config, self.blocks, self.store)
         self.memory = self.make_memory()
@@ -207,6 +209,7 @@ class World:
         stops: frozenset[int] = frozenset(),
         min_tokens: int = 0,
         presence_penalty: float = 0.0,
+        shares_gpu: bool = False,
     ) -> SequenceGroup:
         group_id = len(self.groups)
         temperature = 0.0 if seed is None else 1.0
@@ -215,7 +218,7 @@ class World:
         )
         token_ids, tiles = layout(parts)
         rank = QueueRank(priority, group_id)
-        group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt)
+        group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, shares_gpu)
         self.groups[group_id] = group
         self.engine.add(group)
         return group

@@ -231,6 +231,7 @@ class ScriptedEncoder:
         self.fingerprint = FINGERPRINT
         self.tiles_queued = 0
         self.takes_rings = False
+        self.gpu_uuid = ""
         self.web: dict[str, bytes] = {}
         self.sides: list[EncoderSide] = []
         self.port = 0
@@ -270,6 +271,7 @@ class ScriptedEncoder:
             hidden_size=HIDDEN_SIZE,
             tokens_per_tile=TOKENS_PER_TILE if self.takes_rings else 0,
             tiles_queued=self.tiles_queued,
+            gpu_uuid=self.gpu_uuid,
         )
 
     async def listen(self) -> None:

@@ -139,6 +139,33 @@ async def until_ready(pool: EncoderPool, count: int, seconds: float = 3.0) -> fl
     return time.monotonic() - start
 
 
+class TestGpu:
+    async def test_all_that_answer_must_be_on_it(self) -> None:
+        async with pool_of(3) as pool:
+            first, second, lost = pool.connections
+            first.model = EncoderModel(FINGERPRINT, "GPU-1")
+            second.model = EncoderModel(FINGERPRINT, "GPU-2")
+            lost.mark_dead()
+            assert not pool.are_on("GPU-1")
+            second.model = EncoderModel(FINGERPRINT, "GPU-1")
+            assert pool.are_on("GPU-1") and not pool.are_on("GPU-2")
+
+    async def test_nobody_is_on_a_cpu(self) -> None:
+        async with pool_of(1) as pool:
+            assert not pool.are_on("")
+            pool.connections[0].mark_dead()
+            assert not pool.are_on("GPU-1")
+
+    async def test_an_encoder_says_where_it_is(self) -> None:
+        encoder = ScriptedEncoder()
+        encoder.gpu_uuid = "GPU-1"
+        async with encoders(encoder) as targets:
+            pool = make_pool(*targets)
+            await pool.fingerprint()
+            assert pool.are_on("GPU-1")
+            await pool.close()
+
+
 class TestPresence:
     async def test_an_encoder_is_found_and_its_load_known(self) -> None:
         encoder = ScriptedEncoder()

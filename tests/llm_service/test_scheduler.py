@@ -393,6 +393,18 @@ class TestEncodingOverlap:
         world.finish()
         assert outputs(group) == alone(self.PARTS)
 
+    @pytest.mark.parametrize("is_wanted", [False, True])
+    def test_where_encoders_share_the_gpu_only_if_that_is_wanted(self, is_wanted):
+        world = World(overlap_on_shared_gpu=is_wanted)
+        shared, apart = world.add(self.PARTS, shares_gpu=True), world.add(self.PARTS)
+        world.step()
+        world.deliver_tile(shared, 0)
+        world.step()
+        assert bool(shared.sequences[0].num_computed_tokens) == is_wanted
+        assert apart.sequences[0].num_computed_tokens
+        world.finish()
+        assert outputs(shared) == outputs(apart) == alone(self.PARTS)
+
     def test_the_end_of_a_prompt_is_never_too_small(self):
         world = World(min_overlap_tokens=7)
         group = world.add([Tile("a"), 1])
