@@ -8,6 +8,7 @@ from itertools import count
 
 from llm_service.generation import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, MediaPart, Message, TextPart, VideoPart
+from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2, language_model_pb2
 from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
@@ -66,6 +67,7 @@ def generation_from_proto(
             field="prompt_token_ids",
         )
     _check_token_ids(request.prompt_token_ids, limits.vocab_size, "prompt_token_ids")
+    response_format = response_format_from_proto(request)
     messages = messages_from_proto(request.messages)
     media = list(_media(request, preprocessing, limits, find_upload))
     return GenerationInput(
@@ -76,7 +78,26 @@ def generation_from_proto(
         priority=request.priority,
         cache_salt=request.cache_salt,
         metadata=metadata,
+        response_format=response_format,
     )
+
+
+def response_format_from_proto(request: language_model_pb2.GenerateRequest) -> ResponseFormat | None:
+    """None for free text.  Raises InvalidRequest where the end tokens are to be ignored."""
+    name = request.response_format.WhichOneof("format")
+    if name is None:
+        if request.HasField("response_format"):
+            raise InvalidRequest("response_format: name one format", field="response_format")
+        return None
+    if request.sampling.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos: an answer in a response format ends with its format", field="sampling.ignore_eos"
+        )
+    kind = FormatKind(name)
+    if kind is FormatKind.CHOICE:
+        return ResponseFormat(kind, choices=tuple(request.response_format.choice.texts))
+    text = "" if kind is FormatKind.JSON_OBJECT else str(getattr(request.response_format, name))
+    return ResponseFormat(kind, text)
 
 
 def detokenize_from_proto(request: language_model_pb2.DetokenizeRequest, limits: RequestLimits) -> list[int]:

@@ -18,8 +18,10 @@ from llm_service.encode_stream import Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.engine_client import EngineClient, EngineRequest, Event, PromptInput
+from llm_service.grammar_checks import GrammarChecks
 from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, SlotGrant
 from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout, TextPart
+from llm_service.response_format import ResponseFormat
 from llm_service.sampling_params import SamplingParams
 from llm_service.tokenizer import Tokenizer
 from protos.errors import ContextLengthExceeded, DeadlineExceeded, ModelError, ServingError
@@ -55,6 +57,7 @@ class GenerationInput:
     priority: int
     cache_salt: bytes
     metadata: Metadata  # request id and trace context, for the encoder
+    response_format: ResponseFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Backends:
     layouts: LayoutCache
     tokenizer: Tokenizer
     prompts: PromptBuilder
+    grammars: GrammarChecks
     request_timeout_s: float
     # One at a time: a few texts of megabytes must not take all threads from the prompts of others.
     long_texts: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "long-texts"))
@@ -153,7 +157,8 @@ class Generation:
         """
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._backends.request_timeout_s, self._expire)
-        prompt = await self._prompt_input()
+        grammar = await self._grammar()
+        prompt = await self._prompt_input(grammar)
         params = prompt.params
         stops = frozenset(prompt.stop_token_ids)
         tokenizer = self._backends.tokenizer
@@ -254,7 +259,11 @@ class Generation:
         else:
             self._engine_request.post(error)
 
-    async def _prompt_input(self) -> PromptInput:
+    async def _grammar(self) -> str:
+        form = self._request.response_format
+        return "" if form is None else await self._backends.grammars.grammar(form)
+
+    async def _prompt_input(self, grammar: str) -> PromptInput:
         request, prompts = self._request, self._backends.prompts
         text, pictures = await self._text_and_pictures()
         layouts = await self._layout(pictures) if pictures else []
@@ -275,6 +284,7 @@ class Generation:
             max_tokens=self._max_tokens(len(prompt.token_ids)),
             priority=request.priority,
             cache_salt=request.cache_salt,
+            grammar=grammar,
         )
 
     async def _text_and_pictures(self) -> tuple[PromptLayout, list[Picture]]:

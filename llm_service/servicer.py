@@ -26,6 +26,7 @@ from llm_service.from_proto import (
 )
 from llm_service.generation import Backends, Generation, GenerationUsage
 from llm_service.generation_config import read_generation_config
+from llm_service.grammar_checks import GrammarChecks
 from llm_service.metrics import count_usage, watch_load
 from llm_service.prompt import Message, PromptBuilder, TextPart
 from llm_service.sampling_params import SamplingParams
@@ -286,6 +287,7 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         backends = _backends(config, checkpoint, engine)
         backends.encoders.start()
         stack.push_async_callback(backends.encoders.close)
+        stack.push_async_callback(backends.grammars.close)
         preprocessing = Preprocessing.from_checkpoint(checkpoint)
         servicer = LanguageModelServicer(config, preprocessing, sampling_defaults, backends)
         language_model_pb2_grpc.add_LanguageModelServicer_to_server(servicer, server.grpc)
@@ -383,6 +385,7 @@ def _backends(config: LLMConfig, checkpoint: Checkpoint, engine: EngineClient) -
     tokenizer = load_tokenizer(checkpoint.folder)
     return Backends(
         engine=engine,
+        grammars=GrammarChecks(tokenizer.strips_leading_space),
         encoders=EncoderPool(config.encoder_pool, FingerprintBase(checkpoint)),
         layouts=LayoutCache(),
         tokenizer=tokenizer,

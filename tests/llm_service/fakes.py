@@ -20,6 +20,7 @@ from llm_service.block_manager import BlockManager
 from llm_service.engine import Engine
 from llm_service.engine_client import EngineClient, EngineRequest, PromptInput
 from llm_service.engine_host import EngineHost
+from llm_service.grammar import Grammar
 from llm_service.messages import EngineReady, PromptTile, SequenceOutput, SlotGrant, StepInput
 from llm_service.sampled_tokens import SampledToken
 from llm_service.sampler import Sampler
@@ -207,6 +208,7 @@ class World:
         stops: frozenset[int] = frozenset(),
         min_tokens: int = 0,
         presence_penalty: float = 0.0,
+        grammar: Grammar | None = None,
     ) -> SequenceGroup:
         group_id = len(self.groups)
         temperature = 0.0 if seed is None else 1.0
@@ -217,7 +219,7 @@ class World:
         rank = QueueRank(priority, group_id)
         group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt)
         self.groups[group_id] = group
-        self.engine.add(group)
+        self.engine.add(group, grammar)
         return group
 
     def step(self, deliver: bool = False) -> dict[Sequence, int]:
