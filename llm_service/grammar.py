@@ -86,12 +86,13 @@ class GrammarState:
     def __init__(self, matcher: LLMatcher, vocabulary: GrammarVocabulary) -> None:
         self._matcher = matcher
         self._end_id = vocabulary.end_id
+        self._is_stuck = False
         self.num_words = vocabulary.num_words
 
     @property
     def has_failed(self) -> bool:
-        """The grammar has taken more than its limits; it can say nothing any more."""
-        return bool(self._matcher.is_error())
+        """The grammar has taken more than its limits, or no token of the vocabulary can follow."""
+        return self._is_stuck or bool(self._matcher.is_error())
 
     @property
     def is_complete(self) -> bool:
@@ -105,12 +106,14 @@ class GrammarState:
         After a failure `end_ids` only.
         """
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        ends = _take_bit(words, self._end_id)
+        if not words.any():
+            self._is_stuck = not ends
+            may_end = True
         if self.has_failed:
             words[:] = 0
-            ends = True
-        else:
-            ends = _take_bit(words, self._end_id)
-        if ends and (may_end or not words.any()):
+            ends = may_end = True
+        if ends and may_end:
             for token_id in end_ids:
                 words.view(np.uint32)[token_id // WORD_BITS] |= np.uint32(1 << token_id % WORD_BITS)
 

@@ -27,18 +27,20 @@ log = logging.getLogger(__name__)
 class _Worker:
     """One process; started when first needed, and again after it was killed or has died."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._process: asyncio.subprocess.Process | None = None
 
     async def check(self, text: str) -> str | None:
-        """What is wrong with the grammar, None if nothing."""
+        """What is wrong with the grammar, None if nothing.
+
+        Raises:
+            TimeoutError, EOFError, OSError: it took too long, or ended the process.
+        """
         await self._ready()
         try:
-            return await asyncio.wait_for(self._ask(text), CHECK_TIMEOUT_S)
-        except (TimeoutError, EOFError, OSError):
-            await self.close()
-            return "it took too long"
-        except BaseException:  # cancelled: its answer would be taken for the next one's
+            return await asyncio.wait_for(self._ask(text), self._timeout_s)
+        except BaseException:  # also cancelled: its answer would be taken for the next one's
             await self.close()
             raise
 
@@ -81,9 +83,12 @@ class _Worker:
 class GrammarChecks:
     """Turns formats into grammars that the engine can build; what was found out once is kept."""
 
-    def __init__(self, strips_leading_space: bool, num_workers: int = NUM_WORKERS) -> None:
+    def __init__(
+        self, strips_leading_space: bool, num_workers: int = NUM_WORKERS, timeout_s: float = CHECK_TIMEOUT_S
+    ) -> None:
+        """`timeout_s` is what a check may take, its turn and the start of its process not counted."""
         self._strips_leading_space = strips_leading_space
-        self._workers = [_Worker() for _ in range(num_workers)]
+        self._workers = [_Worker(timeout_s) for _ in range(num_workers)]
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         for worker in self._workers:
             self._idle.put_nowait(worker)
@@ -119,6 +124,8 @@ class GrammarChecks:
             raise Overloaded("too many response formats are being checked", retry_after_s=1.0) from None
         try:
             problem = self._kept[text] = await worker.check(text)
+        except (TimeoutError, EOFError, OSError):
+            return "it took too long"  # which is not kept: the machine may have been busy
         finally:
             self._idle.put_nowait(worker)
         if len(self._kept) > MAX_KEPT:

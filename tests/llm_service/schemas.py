@@ -9,8 +9,8 @@ WORD = {"type": "string", "maxLength": 8}
 
 def closed(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
     """As OpenAI's strict mode wants objects."""
-    required = list(properties)
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False} | more
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return schema | {"additionalProperties": False} | more
 
 
 def listed(items: Any, most: int = 3, **more: Any) -> dict[str, Any]:
@@ -35,14 +35,16 @@ SCHEMAS: list[dict[str, Any]] = [
     closed({"code": {"type": "string", "pattern": "^(a|b|cd){1,5}$"}}),
     closed({"plate": {"type": "string", "pattern": r"^\d{3} [äöü]{2}$"}}),
     closed({"day": {"type": "string", "format": "date"}}),
-    closed({"at": {"type": "string", "format": "time"}}),
+    closed({"ip6": {"type": "string", "format": "ipv6"}}),
     closed({"id": {"type": "string", "format": "uuid"}}),
     closed({"ip": {"type": "string", "format": "ipv4"}}),
     closed({"short": {"type": "string", "minLength": 2, "maxLength": 4}}),
     closed({"empty": {"type": "string", "maxLength": 0}}),
     closed({"tags": listed(WORD)}),
     closed({"tags": listed({"enum": ["x", "y"]}, minItems=2)}),
-    closed({"pair": {"type": "array", "prefixItems": [WORD, {"type": "integer"}], "items": False, "minItems": 2}}),
+    closed(
+        {"pair": {"type": "array", "prefixItems": [WORD, {"type": "integer"}], "items": False, "minItems": 2}}
+    ),
     closed({"matrix": listed(listed({"enum": [0, 1]}, 2, minItems=2), 2, minItems=2)}),
     closed({"value": {"anyOf": [{"type": "integer"}, WORD, {"type": "null"}]}}),
     closed({"value": {"type": ["string", "null"], "maxLength": 5}}),
@@ -66,12 +68,31 @@ SCHEMAS: list[dict[str, Any]] = [
         },
     },
     {
-        "definitions": {"list": {"anyOf": [{"type": "null"}, closed({"car": {"enum": [0]}, "cdr": {"$ref": "#/definitions/list"}})]}},
+        "definitions": {
+            "list": {
+                "anyOf": [
+                    {"type": "null"},
+                    closed({"car": {"enum": [0]}, "cdr": {"$ref": "#/definitions/list"}}),
+                ]
+            }
+        },
         "$ref": "#/definitions/list",
     },
     {"type": "object", "properties": {"a": WORD, "b": WORD}, "additionalProperties": False},
-    {"type": "object", "properties": {"a": WORD}, "required": ["a"], "additionalProperties": False, "title": "T", "description": "d"},
-    {"type": "object", "patternProperties": {"^x[0-9]$": {"type": "boolean"}}, "additionalProperties": False, "maxProperties": 2},
+    {
+        "type": "object",
+        "properties": {"a": WORD},
+        "required": ["a"],
+        "additionalProperties": False,
+        "title": "T",
+        "description": "d",
+    },
+    {
+        "type": "object",
+        "patternProperties": {"^x[0-9]$": {"type": "boolean"}},
+        "additionalProperties": False,
+        "maxProperties": 2,
+    },
     listed({"type": "integer"}, 4),
     listed(closed({"id": {"type": "integer", "minimum": 1, "maximum": 99}}), 2, minItems=1),
     {"type": "string", "maxLength": 12},

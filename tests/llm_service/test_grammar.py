@@ -73,7 +73,9 @@ def test_states_of_one_grammar_are_independent() -> None:
     grammar = Grammar(text_of(choice("ab", "cd")), vocabulary())
     first, second = grammar.start(), grammar.start()
     first.accept(ord("a"))
-    assert allowed(first) == {ord("b")} and allowed(second) == {ord("a"), ord("c")} | {TOKENS.index(b"abc")} - {259}
+    assert allowed(first) == {ord("b")} and allowed(second) == {ord("a"), ord("c")} | {
+        TOKENS.index(b"abc")
+    } - {259}
 
 
 def test_special_and_unused_tokens_are_never_text() -> None:
@@ -83,14 +85,22 @@ def test_special_and_unused_tokens_are_never_text() -> None:
     assert not allowed(state) & {256, 260}
 
 
-@pytest.mark.parametrize("text", ['say "hi"', "line\nend", "back\\slash", "/x/", "é😀", "a{1}|b", "\x01", "%json {}"])
+@pytest.mark.parametrize(
+    "text", ['say "hi"', "line\nend", "back\\slash", "/x/", "é😀", "a{1}|b", "\x01", "%json {}"]
+)
 def test_choices_are_taken_letter_for_letter(text: str) -> None:
     assert write(start(choice(text))) == text.encode()
 
 
 @pytest.mark.parametrize(
     ("pattern", "matching"),
-    [(r"\d{3}/\d", b"123/4"), ("^a+$", b"a"), ("[äö]+", "ö".encode()), ("(?i)yes", b"YeS"), ("x\ny", b"x\ny")],
+    [
+        (r"\d{3}/\d", b"123/4"),
+        ("^a+$", b"a"),
+        ("[äö]+", "ö".encode()),
+        ("(?i)yes", b"YeS"),
+        ("x\ny", b"x\ny"),
+    ],
 )
 def test_a_pattern_has_to_match_the_whole_text(pattern: str, matching: bytes) -> None:
     state = start(ResponseFormat(FormatKind.REGEX, pattern))
@@ -157,10 +167,14 @@ HOSTILE = {
     "look-around": {"type": "string", "pattern": "(?=a)b"},
     "exploding product": {
         "allOf": [
-            {"anyOf": [{"properties": {f"a{i}_{j}": {"type": "string"}}} for j in range(4)]} for i in range(12)
+            {"anyOf": [{"properties": {f"a{i}_{j}": {"type": "string"}}} for j in range(4)]}
+            for i in range(12)
         ]
     },
-    "exploding intersection": {"type": "string", "allOf": [{"pattern": f"^.*a.{{{10 + i}}}$"} for i in range(10)]},
+    "exploding intersection": {
+        "type": "string",
+        "allOf": [{"pattern": f"^.*a.{{{10 + i}}}$"} for i in range(10)],
+    },
     "thousands of optional properties": {
         "type": "object",
         "properties": {f"p{i}": {"type": "string"} for i in range(3000)},
