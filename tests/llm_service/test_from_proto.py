@@ -14,10 +14,12 @@ from llm_service.from_proto import (
     detokenize_from_proto,
     generation_from_proto,
     messages_from_proto,
+    response_format_from_proto,
     sampling_params_from_proto,
 )
 from llm_service.generation import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, Message, TextPart, VideoPart
+from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
@@ -406,3 +408,37 @@ class TestLengths:
         with pytest.raises(InvalidRequest, match="1001 token ids, at most 1000") as raised:
             detokenize_from_proto(pb.DetokenizeRequest(token_ids=[500] * 1001), LIMITS)
         assert raised.value.field == "token_ids"
+
+
+class TestResponseFormats:
+    def ask(self, form: pb.ResponseFormat, **sampling: Any) -> pb.GenerateRequest:
+        message = pb.Message(role="user", parts=[text("hi")])
+        return pb.GenerateRequest(
+            messages=[message], response_format=form, sampling=pb.SamplingParams(**sampling)
+        )
+
+    @pytest.mark.parametrize(
+        ("wire", "form"),
+        [
+            (pb.ResponseFormat(json_object=pb.JsonObject()), ResponseFormat(FormatKind.JSON_OBJECT)),
+            (pb.ResponseFormat(json_schema="{}"), ResponseFormat(FormatKind.JSON_SCHEMA, "{}")),
+            (pb.ResponseFormat(regex="a+"), ResponseFormat(FormatKind.REGEX, "a+")),
+            (
+                pb.ResponseFormat(choice=pb.TextChoice(texts=["a", "b"])),
+                ResponseFormat(FormatKind.CHOICE, choices=("a", "b")),
+            ),
+        ],
+    )
+    def test_each_kind(self, wire: pb.ResponseFormat, form: ResponseFormat) -> None:
+        assert response_format_from_proto(self.ask(wire)) == form
+
+    def test_free_text_is_none(self) -> None:
+        assert response_format_from_proto(pb.GenerateRequest()) is None
+
+    def test_an_empty_one_and_ignored_end_tokens_are_refused(self) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            response_format_from_proto(self.ask(pb.ResponseFormat()))
+        assert refused.value.field == "response_format"
+        with pytest.raises(InvalidRequest) as refused:
+            response_format_from_proto(self.ask(pb.ResponseFormat(regex="a"), ignore_eos=True))
+        assert refused.value.field == "sampling.ignore_eos"
