@@ -13,6 +13,7 @@ from itertools import islice
 
 import torch
 
+from llm_service.answer_parser import AnswerParser
 from llm_service.choice import Choice, ChoiceDelta, ChoiceFinished
 from llm_service.encode_stream import Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderPool
@@ -23,7 +24,9 @@ from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, Sl
 from llm_service.prompt import Message, PlaceholderRange, PromptBuilder, PromptLayout, TextPart
 from llm_service.response_format import ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.templates import Asks
 from llm_service.tokenizer import Tokenizer
+from llm_service.tools import ToolChoice, ToolUse
 from protos.errors import ContextLengthExceeded, DeadlineExceeded, ModelError, ServingError
 from protos.fingerprint import content_hash
 from protos.media import FrameSampling, MediaKind
@@ -58,6 +61,8 @@ class GenerationInput:
     cache_salt: bytes
     metadata: Metadata  # request id and trace context, for the encoder
     response_format: ResponseFormat | None = None
+    tools: ToolUse | None = None
+    thinking: bool | None = None  # None: the model's own habit
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class Generation:
         self._tile_ids: list[TileId] = []  # by tile index of the engine
         self._grants: dict[TileId, SlotGrant] = {}
         self._cached_tokens = 0
+        self._opens_thinking = False
         self._deadline: asyncio.TimerHandle | None = None
         self._on_change: Callable[[], None] | None = None
         self._prompt_tokens = self._visual_tokens = 0
@@ -162,7 +168,7 @@ class Generation:
         params = prompt.params
         stops = frozenset(prompt.stop_token_ids)
         tokenizer = self._backends.tokenizer
-        self._choices = [Choice(index, params, stops, tokenizer) for index in range(params.n)]
+        self._choices = [Choice(index, params, stops, tokenizer, self._parser()) for index in range(params.n)]
         self._prompt_tokens = len(prompt.token_ids)
         self._visual_tokens = sum(tile.num_tokens for tile in prompt.tiles)
         self._on_change = on_change
@@ -260,8 +266,25 @@ class Generation:
             self._engine_request.post(error)
 
     async def _grammar(self) -> str:
-        form = self._request.response_format
-        return "" if form is None else await self._backends.grammars.grammar(form)
+        request, grammars = self._request, self._backends.grammars
+        if request.response_format is not None:
+            return await grammars.grammar(request.response_format, bool(request.thinking))
+        if request.tools is not None:
+            return await grammars.call_grammar(request.tools, bool(request.thinking))
+        return ""
+
+    def _parser(self) -> AnswerParser | None:
+        use, thinking = self._request.tools, self._request.thinking
+        has_tools = use is not None and bool(use.shown)
+        if not has_tools and thinking is None:
+            return None
+        is_single = use is not None and (use.single_call or use.choice is ToolChoice.NAMED)
+        return AnswerParser(
+            reasoning=thinking is not None,
+            tools=has_tools,
+            in_reasoning=thinking is not None and self._opens_thinking,
+            max_calls=int(is_single),
+        )
 
     async def _prompt_input(self, grammar: str) -> PromptInput:
         request, prompts = self._request, self._backends.prompts
@@ -305,11 +328,20 @@ class Generation:
             # Megabytes of text take seconds: other requests' tokens must not wait for them.
             executor = self._backends.long_texts if self._has_long_text() else None
             loop = asyncio.get_running_loop()
-            text = await loop.run_in_executor(executor, prompts.layout, self._request.messages, num_parts)
+            asks = self._asks()
+            text = await loop.run_in_executor(
+                executor, prompts.layout, self._request.messages, num_parts, asks
+            )
+            self._opens_thinking = text.opens_thinking
         else:
             text = PromptLayout(self._request.prompt_token_ids, [], prompts.context_id)
         self._max_tokens(text.num_text_tokens)
         return text
+
+    def _asks(self) -> Asks:
+        use = self._request.tools
+        shown = () if use is None else use.shown
+        return Asks(tuple(tool.definition() for tool in shown), self._request.thinking)
 
     def _has_long_text(self) -> bool:
         parts = (part for message in self._request.messages for part in message.parts)

@@ -8,10 +8,12 @@ import logging
 import re
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 
 from llm_service.response_format import ResponseFormat, grammar_text
-from protos.errors import Overloaded
+from llm_service.tools import ToolUse, with_thought
+from protos.errors import InvalidRequest, Overloaded
 
 CHECK_TIMEOUT_S = 0.5
 START_TIMEOUT_S = 30.0  # of a worker that imports its library on a busy machine
@@ -94,21 +96,29 @@ class GrammarChecks:
             self._idle.put_nowait(worker)
         self._kept: OrderedDict[str, str | None] = OrderedDict()
 
-    async def grammar(self, form: ResponseFormat) -> str:
+    async def grammar(self, form: ResponseFormat, may_think: bool = False) -> str:
         """
         Raises:
             InvalidRequest: names the format's field.
             Overloaded: too many others are being checked.
         """
-        text = grammar_text(form.rule(), self._strips_leading_space)
+        return await self._enforceable(with_thought(form.rule(), may_think), form.refusal)
+
+    async def call_grammar(self, use: ToolUse, may_think: bool = False) -> str:
+        """The same for calls that must come; "" where they need not."""
+        rule = use.rule(may_think)
+        return await self._enforceable(rule, use.refusal) if rule else ""
+
+    async def _enforceable(self, rule: str, refusal: Callable[[str], InvalidRequest]) -> str:
+        text = grammar_text(rule, self._strips_leading_space)
         problem = await self._problem(text)
         if problem is None:
             return text
-        log.info("refused a %s: %s", form.kind.value, problem[:500])
+        log.info("refused a grammar: %s", problem[:500])
         unsupported = _UNSUPPORTED.search(problem)
         if unsupported:
-            raise form.refusal(f"uses keywords that are not supported: {unsupported.group(1)}")
-        raise form.refusal("is invalid, unsupported or too complex to be enforced")
+            raise refusal(f"uses keywords that are not supported: {unsupported.group(1)}")
+        raise refusal("is invalid, unsupported or too complex to be enforced")
 
     async def start(self) -> None:
         """Without it, the first format waits for its process to start."""

@@ -87,6 +87,9 @@ class ToolUse:
         """The tools that the model is told of."""
         return () if self.choice is ToolChoice.NONE else self.tools
 
+    def refusal(self, problem: str) -> InvalidRequest:
+        return InvalidRequest(f"the schema of a tool that must be called {problem}", field="tools.tools")
+
     def rule(self, may_think: bool) -> str:
         """Grammar rules of an answer that must call; "" where it need not."""
         if self.choice not in (ToolChoice.REQUIRED, ToolChoice.NAMED):

@@ -16,11 +16,14 @@ from llm_service.from_proto import (
     messages_from_proto,
     response_format_from_proto,
     sampling_params_from_proto,
+    tool_use_from_proto,
 )
 from llm_service.generation import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, Message, TextPart, VideoPart
 from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.templates import Call
+from llm_service.tools import Tool, ToolChoice, ToolUse
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
 from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
@@ -442,3 +445,41 @@ class TestResponseFormats:
         with pytest.raises(InvalidRequest) as refused:
             response_format_from_proto(self.ask(pb.ResponseFormat(regex="a"), ignore_eos=True))
         assert refused.value.field == "sampling.ignore_eos"
+
+
+class TestTools:
+    def ask(self, use: pb.ToolUse, **more: Any) -> pb.GenerateRequest:
+        return pb.GenerateRequest(messages=[pb.Message(role="user", parts=[text("hi")])], tools=use, **more)
+
+    def test_each_field(self) -> None:
+        tool = pb.Tool(name="look", description="d", parameters="{}")
+        use = pb.ToolUse(tools=[tool], choice=pb.TOOL_CHOICE_NAMED, name="look", single_call=True)
+        expected = ToolUse((Tool("look", "d", "{}"),), ToolChoice.NAMED, "look", single_call=True)
+        assert tool_use_from_proto(self.ask(use)) == expected
+        assert tool_use_from_proto(pb.GenerateRequest()) is None
+
+    @pytest.mark.parametrize(
+        ("use", "more", "field"),
+        [
+            (pb.ToolUse(), {}, "tools.tools"),
+            (pb.ToolUse(tools=[pb.Tool(name="a b")]), {}, "tools.tools[0].name"),
+            (
+                pb.ToolUse(tools=[pb.Tool(name="a")], choice=pb.TOOL_CHOICE_REQUIRED),
+                {"response_format": pb.ResponseFormat(regex="a")},
+                "response_format",
+            ),
+            (
+                pb.ToolUse(tools=[pb.Tool(name="a")], choice=pb.TOOL_CHOICE_REQUIRED),
+                {"sampling": pb.SamplingParams(ignore_eos=True)},
+                "sampling.ignore_eos",
+            ),
+        ],
+    )
+    def test_wrong_ones_are_refused_by_name(self, use: pb.ToolUse, more: dict[str, Any], field: str) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            tool_use_from_proto(self.ask(use, **more))
+        assert refused.value.field == field
+
+    def test_calls_of_the_history(self) -> None:
+        wire = pb.Message(role="assistant", tool_calls=[pb.ToolCall(name="look", arguments="{}")])
+        assert messages_from_proto([wire]) == [Message("assistant", (), (Call("look", "{}"),))]

@@ -33,6 +33,7 @@ from llm_service.generation import (
 from llm_service.prompt import ImagePart, Message, PromptBuilder, PromptLayout, TextPart
 from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.templates import Asks
 from protos.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -120,11 +121,11 @@ class HeldPrompts:
         self.default_stop_token_ids = prompts.default_stop_token_ids
         self.released = threading.Event()
 
-    def layout(self, messages: list[Message], num_parts: list[int] | None = None) -> PromptLayout:
+    def layout(self, messages: list[Message], num_parts: list[int] | None, asks: Asks) -> PromptLayout:
         if any(isinstance(part, TextPart) and len(part.text) > LONG_TEXT_CHARS for part in messages[0].parts):
             self.released.wait()
             raise InvalidRequest("held", field="messages")
-        return self._prompts.layout(messages, num_parts)
+        return self._prompts.layout(messages, num_parts, asks)
 
 
 async def run(backends: Backends, request: GenerationInput) -> Answer:
