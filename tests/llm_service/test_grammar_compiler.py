@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
+import re
 import select
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llm_service.grammar import Grammar, GrammarVocabulary
 from llm_service.grammar_compiler import MAX_KEPT, GrammarCompiler, grammar_vocabulary
+from llm_service.response_format import FormatKind, ResponseFormat, grammar_text
 from llm_service.tokenizer import load_tokenizer
 from tests.checkpoints import make_checkpoint
 from tests.llm_service.front_end import SPECIAL, VOCAB_SIZE, make_tokenizer
+from tests.llm_service.vocabularies import write_sentencepiece
 
 ABC = 'start: "abc"\n'
 
@@ -77,3 +82,28 @@ def test_a_checkpoints_tokens_are_their_bytes(tmp_path: Path, family: str, forma
 def test_special_tokens_come_from_the_tokenizer() -> None:
     vocabulary = grammar_vocabulary(make_tokenizer(), VOCAB_SIZE)
     assert all(vocabulary.trie.is_special_token(i) for i in range(len(SPECIAL)))
+
+
+@pytest.mark.parametrize("tokenizer_class", ["InternLM2Tokenizer", "LlamaTokenizer"])
+def test_where_sentencepiece_drops_the_first_space_the_decoded_text_fulfils_the_grammar(
+    tmp_path: Path, tokenizer_class: str
+) -> None:
+    folder = write_sentencepiece(tmp_path, add_dummy_prefix=True, tokenizer_class=tokenizer_class)
+    tokenizer = load_tokenizer(folder)
+    vocabulary = grammar_vocabulary(tokenizer, tokenizer.vocab_size)
+    pattern = "(the| {1,2}dogs) picture[.]"
+    rule = ResponseFormat(FormatKind.REGEX, pattern).rule()
+    grammar = Grammar(grammar_text(rule, tokenizer.strips_leading_space), vocabulary)
+    words = np.zeros(vocabulary.num_words, np.int32)
+    for seed in range(8):
+        state, choose, token_ids = grammar.start(), random.Random(seed), []
+        while True:
+            state.fill(words, (), may_end=True)
+            allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+            assert not state.has_failed
+            if not allowed:
+                break
+            token_ids.append(choose.choice(allowed))
+            state.accept(token_ids[-1])
+        text = tokenizer.decode(token_ids)
+        assert re.fullmatch(pattern, text), (text, token_ids)
