@@ -57,6 +57,7 @@ class PromptInput:
     max_tokens: int
     priority: int = 0
     cache_salt: bytes = b""
+    grammar: str = ""  # see AddRequest
 
 
 Event = RequestAccepted | SequenceOutput | SlotGrant | ServingError
@@ -197,6 +198,7 @@ class EngineClient:
                 max_tokens=prompt.max_tokens,
                 priority=prompt.priority,
                 cache_salt=prompt.cache_salt,
+                grammar=prompt.grammar,
             )
         )
         return request

@@ -28,6 +28,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     priority: int
     cache_salt: bytes
+    grammar: str = ""  # that every choice's text has to fulfil; empty: none
 
 
 class TileStored(msgspec.Struct, frozen=True, tag=True):
@@ -110,7 +111,7 @@ class RequestAccepted(msgspec.Struct, frozen=True, tag=True):
 
 
 class RequestRefused(msgspec.Struct, frozen=True, tag=True):
-    """The request was not admitted, or its step failed (reason "model_error").
+    """The request was not admitted, its step failed, or its grammar took too much (reason "model_error").
 
     Other reasons: "overloaded", "context_length_exceeded", "invalid_request".
     """

@@ -7,15 +7,38 @@ Knows nothing about tokens and how many of them an image takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from llm_service.tools import call_text, response_text, tools_prompt
 from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
 from protos.errors import InvalidRequest
 
 IMAGE_MARKER = "<image>"
 END_OF_TURN = "<|im_end|>"
+
+
+# Upstream's R1 prompt, of InternVL3.5: the only switch that its models know.
+THINKING_SYSTEM = (
+    "You are an AI assistant that rigorously follows this response protocol:\n\n"
+    "1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, "
+    "and reason through the problem step-by-step. Enclose this entire thinking process within <think> and "
+    "</think> tags.\n\n"
+    "2. After the thinking section, provide a clear, concise, and direct answer to the user's question. "
+    "Separate the answer from the think section with a newline.\n\n"
+    "Ensure that the thinking process is thorough but remains focused on the query. The final answer should "
+    "be standalone and not reference the thinking section."
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call in the history; `arguments` is JSON."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,58 @@ class Turn:
 
     role: str
     content: tuple[str | None, ...]
+    calls: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What a request asks for beside its messages: tools' definitions, and thinking or not (None: either)."""
+
+    tools: tuple[dict[str, Any], ...] = ()
+    thinking: bool | None = None
+
+
+def in_words(turns: Sequence[Turn], asks: Asks, default_system: str) -> list[Turn]:
+    """The same conversation for a template that knows neither tools nor thinking, as Qwen's says it."""
+    told = [_told(turn) for turn in turns]
+    system = default_system
+    if (asks.tools or asks.thinking) and told and told[0].role == "system":
+        system = _join(told.pop(0).content)
+    if asks.thinking:
+        own = "" if system == default_system else f"\n\n{system}"
+        system = THINKING_SYSTEM + own
+    if asks.tools:
+        definitions = [json.dumps(tool, ensure_ascii=False) for tool in asks.tools]
+        system = f"{system}\n\n{tools_prompt(definitions)}" if system else tools_prompt(definitions)
+    head = [Turn("system", (system,))] if asks.tools or asks.thinking else []
+    return [*head, *_merged(told)]
+
+
+def _told(turn: Turn) -> Turn:
+    if turn.role == "tool":
+        return Turn("tool", (response_text(_join(turn.content)),))
+    if turn.calls:
+        calls = "\n".join(call_text(call.name, call.arguments) for call in turn.calls)
+        return Turn(turn.role, (*turn.content, "\n" + calls if turn.content else calls))
+    return turn
+
+
+def _merged(turns: Sequence[Turn]) -> Iterator[Turn]:
+    """Tools' answers one after the other are one turn of the user."""
+    answers: list[str] = []
+    for turn in turns:
+        if turn.role == "tool":
+            answers.append(_join(turn.content))
+            continue
+        if answers:
+            yield Turn("user", ("\n".join(answers),))
+            answers = []
+        yield turn
+    if answers:
+        yield Turn("user", ("\n".join(answers),))
+
+
+NOTHING = Asks()
 
 
 class ChatTemplate(Protocol):
@@ -33,7 +108,7 @@ class ChatTemplate(Protocol):
     def stop_tokens(self) -> tuple[str, ...]:
         """Tokens that end the assistant's turn."""
 
-    def render(self, turns: Sequence[Turn]) -> str:
+    def render(self, turns: Sequence[Turn], asks: Asks = NOTHING) -> str:
         """The prompt with an image marker (`<image>` or `<IMG_CONTEXT>`) for every image."""
 
 
@@ -51,12 +126,13 @@ class ConversationTemplate:
     answer_prefix: str
     stop_tokens: tuple[str, ...]
 
-    def render(self, turns: Sequence[Turn]) -> str:
+    def render(self, turns: Sequence[Turn], asks: Asks = NOTHING) -> str:
         """The default system message stands in unless the first turn is the caller's own.
 
         Raises:
             InvalidRequest: a system message that is not the first message.
         """
+        turns = in_words(turns, asks, self.system_message)
         own_system = turns[0].role == "system"
         system = _join(turns[0].content) if own_system else self.system_message
         text = self.system_prefix + system + self.system_suffix
@@ -85,20 +161,31 @@ class JinjaTemplate:
     def stop_tokens(self) -> tuple[str, ...]:
         return (END_OF_TURN,) if END_OF_TURN in self.source else ()
 
-    def render(self, turns: Sequence[Turn]) -> str:
-        """
+    def render(self, turns: Sequence[Turn], asks: Asks = NOTHING) -> str:
+        """What the template does not know is said in words.
+
         Raises:
             InvalidRequest: the template refuses the conversation, as some do for an order of roles.
         """
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages = [{"role": turn.role, "content": _jinja_content(turn)} for turn in turns]
+        knows_tools, knows_thinking = "tools" in self.source, "enable_thinking" in self.source
+        options: dict[str, Any] = {}
+        if knows_tools and asks.tools:
+            options["tools"] = list(asks.tools)
+        if knows_thinking and asks.thinking is not None:
+            options["enable_thinking"] = asks.thinking
+        untold = Asks(() if knows_tools else asks.tools, None if knows_thinking else asks.thinking)
+        if not knows_tools or untold.thinking:
+            turns = in_words(turns, untold, "")
+        messages = [_jinja_message(turn) for turn in turns]
         try:
             rendered, _ = render_jinja_template(
                 conversations=[messages],
                 chat_template=self.source,
                 add_generation_prompt=True,
+                **options,
                 **self.variables,
             )
         except TemplateError as error:
@@ -109,6 +196,24 @@ class JinjaTemplate:
 
 def _join(content: Sequence[str | None]) -> str:
     return "".join(f"{IMAGE_MARKER}\n" if text is None else text for text in content)
+
+
+def _jinja_message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": _jinja_content(turn)}
+    if turn.calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            for call in turn.calls
+        ]
+    return message
+
+
+def _parsed(arguments: str) -> Any:
+    """An object, which templates expect; text that is no JSON stays text."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _jinja_content(turn: Turn) -> str | list[dict[str, str]]:

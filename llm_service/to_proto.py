@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llm_service.answer_parser import CallStart
 from llm_service.choice import ChoiceDelta, ChoiceFinished, Logprob, TokenLogprobs
 from llm_service.generation import GenerationEvent, GenerationStarted, GenerationUsage
 from protos import language_model_pb2
@@ -9,6 +10,7 @@ from protos import language_model_pb2
 _FINISH_REASONS = {
     "stop": language_model_pb2.FINISH_REASON_STOP,
     "length": language_model_pb2.FINISH_REASON_LENGTH,
+    "tool_calls": language_model_pb2.FINISH_REASON_TOOL_CALLS,
 }
 
 
@@ -40,6 +42,13 @@ def _set_delta(target: language_model_pb2.Delta, delta: ChoiceDelta) -> None:
     target.token_ids.extend(delta.token_ids)
     if delta.index:
         target.index = delta.index
+    if delta.reasoning:
+        target.reasoning = delta.reasoning
+    for piece in delta.tool_calls:
+        if isinstance(piece, CallStart):
+            target.tool_calls.add(index=piece.index, name=piece.name)
+        else:
+            target.tool_calls.add(index=piece.index, arguments=piece.text)
     if delta.logprobs:
         target.logprobs.extend(_token_logprobs(logprobs) for logprobs in delta.logprobs)
 
