@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar, cast
 
@@ -61,9 +61,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class PartGrid:
+    """How one picture, frame or page was cut.  For people to look at: nothing is computed from it."""
+
+    width: int  # pixels, upright
+    height: int
+    columns: int
+    rows: int
+    has_thumbnail: bool
+    num_tiles: int  # with the thumbnail
+    timestamp_s: float = 0.0  # of a frame
+
+
+@dataclass(frozen=True)
 class PictureLayout:
     tokens_per_tile: tuple[int, ...]
     part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
+    grids: tuple[PartGrid, ...] = field(default=(), compare=False)  # of each frame or page; of a picture one
 
     @property
     def num_tiles_of_parts(self) -> tuple[int, ...]:
@@ -424,7 +438,29 @@ def _picture_layout(medium: encoder_pb2.MediumLayout) -> PictureLayout:
     part_tiles = tuple(part.num_tiles for part in medium.parts)
     if part_tiles and (sum(part_tiles) != len(medium.tokens_per_tile) or 0 in part_tiles):
         raise Unavailable("the encoder's layout contradicts itself")
-    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles)
+    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles, _grids(medium))
+
+
+def _grids(medium: encoder_pb2.MediumLayout) -> tuple[PartGrid, ...]:
+    if not medium.parts:
+        num_tiles = len(medium.tokens_per_tile)
+        return (
+            PartGrid(
+                medium.width, medium.height, medium.columns, medium.rows, medium.has_thumbnail, num_tiles
+            ),
+        )
+    return tuple(
+        PartGrid(
+            part.width,
+            part.height,
+            part.columns,
+            part.rows,
+            part.has_thumbnail,
+            part.num_tiles,
+            part.timestamp_s,
+        )
+        for part in medium.parts
+    )
 
 
 def _sampling(sampling: FrameSampling | None) -> encoder_pb2.FrameSampling | None:

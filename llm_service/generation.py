@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 
 from llm_service.choice import Choice, ChoiceDelta, ChoiceFinished
-from llm_service.encode_stream import Picture, PictureLayout, TileId
+from llm_service.encode_stream import PartGrid, Picture, PictureLayout, TileId
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.engine_client import EngineClient, EngineRequest, Event, PromptInput
@@ -60,6 +60,7 @@ class GenerationInput:
 @dataclass(frozen=True)
 class GenerationStarted:
     prompt_tokens: int
+    media: tuple[tuple[PartGrid, ...], ...] = ()  # of each medium its parts
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Generation:
         self._deadline: asyncio.TimerHandle | None = None
         self._on_change: Callable[[], None] | None = None
         self._prompt_tokens = self._visual_tokens = 0
+        self._grids: tuple[tuple[PartGrid, ...], ...] = ()
         self._started: GenerationStarted | None = None  # not taken yet
         self._choices: list[Choice] = []
         self._touched: dict[int, Choice] = {}  # with something that nobody has taken yet
@@ -201,7 +203,7 @@ class Generation:
             if isinstance(event, SequenceOutput):
                 self._push(event)
             elif isinstance(event, RequestAccepted):
-                self._started = GenerationStarted(self._prompt_tokens)
+                self._started = GenerationStarted(self._prompt_tokens, self._grids)
             else:
                 assert isinstance(event, ServingError)
                 self.error = self.error or event
@@ -262,6 +264,7 @@ class Generation:
             text = await self._text([len(layout.num_tiles_of_parts) for layout in layouts])
             if self.error is not None:  # meanwhile
                 raise self.error
+        self._grids = tuple(layout.grids for layout in layouts)
         # No await from here to `submit`: the encoder's errors go to the engine request.
         prompt = text.expand([tokens for layout in layouts for tokens in layout.tokens_per_part])
         self._clock.laid_out_ns = time.monotonic_ns()
