@@ -141,6 +141,7 @@ function fail(view, error) {
     problem.append(retry);
   }
   view.element.append(problem);
+  scrollTo({ top: document.documentElement.scrollHeight });
   if (error instanceof RequestFailed && error.status === 401) connect();
 }
 

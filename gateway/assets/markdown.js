@@ -114,7 +114,12 @@ function listItem(lines, depth) {
 }
 
 function table(lines) {
-  const row = (line, cell) => element("tr", cells(line).map((text) => element(cell, inline(text))));
+  const sides = cells(lines[1]).map((mark) => (mark.endsWith(":") ? (mark.startsWith(":") ? "center" : "right") : ""));
+  const row = (line, name) => element("tr", cells(line).map((text, at) => {
+    const cell = element(name, inline(text));
+    if (sides[at]) cell.className = sides[at];
+    return cell;
+  }));
   const head = element("thead", [row(lines[0], "th")]);
   const body = element("tbody", lines.slice(2).map((line) => row(line, "td")));
   const box = element("div", [element("table", [head, body])]);

@@ -163,6 +163,7 @@ async def test_an_answer_is_rendered_as_markdown(browser: Browser) -> None:
         await expect(answer.locator("ol > li")).to_have_count(2)
         await expect(answer.locator("ol ul > li")).to_have_text("inner")
         await expect(answer.locator("td")).to_have_text(["tea", "2.40"])
+        await expect(answer.locator("td").last).to_have_class("right")
         await expect(answer.locator("pre code")).to_have_text('print("**not bold**")')
         await expect(answer.locator("blockquote")).to_have_text("said")
         await expect(answer.locator("p").last).to_have_text("snake_case and 2 * 3 * 4 stay, gone goes.")
