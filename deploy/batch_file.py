@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-
 _RESULT_START = b'{"id":"batch_req_'
 
 
