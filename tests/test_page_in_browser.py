@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from PIL import Image
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
@@ -396,3 +396,46 @@ async def test_it_fits_a_phone_and_is_legible(browser: Browser, picture: Path, s
             ".filter(node => node.getBoundingClientRect().height < 40).length"
         )
         assert small == 0
+
+
+async def test_a_server_with_keys_is_unlocked_in_the_page(browser: Browser) -> None:
+    """The page's side of it: a 401 is answered between browser and gateway."""
+
+    async def lock(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer secret":
+            await route.continue_()
+        else:
+            await route.fulfill(status=401, json={"error": {"message": "Wrong API key."}})
+
+    async with gateway_before(says("hi")) as gateway:
+        page = await browser.new_page()
+        await page.route("**/v1/**", lock)
+        await page.goto(f"http://127.0.0.1:{gateway.port}/")
+        await expect(page.locator("#model.down")).to_have_text("locked")
+        await page.get_by_label("This server asks for an API key").fill("secret")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#model.ready")).to_have_text("org/tiny-vl")
+        await expect(page.locator("#access")).to_be_hidden()
+        await page.get_by_label("Question", exact=True).fill("hi")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".answer")).to_have_text("hi")
+        await page.close()
+
+
+async def test_frames_and_pages_are_counted(browser: Browser, tmp_path: Path) -> None:
+    clip, paper = tmp_path / "clip.mp4", tmp_path / "bill.pdf"
+    clip.write_bytes(b"mp4")
+    paper.write_bytes(b"pdf")
+    begun = started()
+    small = encoder_pb2.PartLayout(width=8, height=8, columns=1, rows=1, num_tiles=1)
+    large = encoder_pb2.PartLayout(width=8, height=16, columns=1, rows=2, has_thumbnail=True, num_tiles=3)
+    begun.started.media.add(parts=[small] * 8)
+    begun.started.media.add(parts=[large])
+    async with visiting(browser, replies(begun, delta("A."), finished(), usage())) as visit:
+        await visit.page.set_input_files("#files", [clip, paper])
+        await visit.ask("What?")
+        await visit.answered()
+        captions = await visit.page.locator("figcaption").all_inner_texts()
+        assert captions == ["8 frames · 8 tiles", "1 page · 3 tiles"]
+        first, second, _ = visit.gateway.llm.requests[0].messages[0].parts
+        assert (first.video.data, second.document.data) == (b"mp4", b"pdf")

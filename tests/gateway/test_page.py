@@ -1,4 +1,4 @@
-"""The page as files: what is served, under which headers.  What it does is in tests/test_page_in_browser.py."""
+"""The page as files: what is served, under which headers.  tests/test_page_in_browser.py has what it does."""
 
 from __future__ import annotations
 
