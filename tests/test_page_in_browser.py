@@ -326,6 +326,7 @@ async def test_an_error_is_told_and_can_be_tried_again(browser: Browser) -> None
     async with visiting(browser, script) as visit:
         await visit.ask("hi")
         await expect(visit.page.get_by_role("alert")).to_contain_text("The queue is full.")
+        await expect(visit.page.locator(".timings")).to_have_count(0)
         await visit.page.get_by_role("button", name="Try again").click()
         await expect(visit.page.locator(visit.answer)).to_have_text("Now.")
         await expect(visit.page.get_by_role("alert")).to_have_count(0)

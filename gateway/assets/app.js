@@ -131,6 +131,7 @@ function fail(view, error) {
   const problem = node("p", "problem", error.message);
   problem.setAttribute("role", "alert");
   if (!view.text) {
+    view.timings.element.remove();
     const retry = node("button", "quiet", "Try again");
     retry.type = "button";
     retry.addEventListener("click", () => {
