@@ -204,6 +204,7 @@ def _welcome(model: str, address: str, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"serving {model} on {url} after {elapsed_s:.1f} s; Ctrl-C stops",
+            f"  in a browser: http://{address}/",
             f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
             f"  tessera chat --base-url {url} PICTURE 'What is in the picture?'",
         ]

@@ -22,6 +22,7 @@ from gateway.llm_client import LLMClient
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestMiddleware
 from gateway.models import Models
+from gateway.page import Page
 from gateway.probes import Probes
 from gateway.worker_pages import WorkerPages
 from gateway.workers import bind, serve_workers
@@ -41,9 +42,11 @@ def create_app(
 ) -> Starlette:
     metrics = metrics or GatewayMetrics()
     chat, models = ChatCompletions(config, client, metrics), Models(client)
-    probes = Probes(client, metrics, pages)
+    probes, page = Probes(client, metrics, pages), Page()
     app = Starlette(
         routes=[
+            Route("/", page.index),
+            Route("/page/{name}", page.asset),
             Route("/v1/chat/completions", chat.create, methods=["POST"]),
             Route("/v1/models", models.list),
             Route("/v1/models/{model:path}", models.retrieve),

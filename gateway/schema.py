@@ -207,6 +207,7 @@ class ChatMessage(_Model):
 class StreamOptions(_Model):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_details: bool | None = None
 
 
 class SamplingFields(_Model):

@@ -21,7 +21,7 @@ from llm_service.generation_clock import GenerationClock, GenerationTimings
 from llm_service.generation_input import GenerationInput, hash_media
 from llm_service.grammar_checks import GrammarChecks
 from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, SlotGrant
-from llm_service.picture import Picture, PictureLayout, TileId
+from llm_service.picture import PartGrid, Picture, PictureLayout, TileId
 from llm_service.prompt import PlaceholderRange, PromptBuilder, PromptLayout, TextPart
 from llm_service.templates import Asks
 from llm_service.tokenizer import Tokenizer
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class GenerationStarted:
     prompt_tokens: int
+    media: tuple[tuple[PartGrid, ...], ...] = ()  # of each medium its parts
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Generation:
         self._deadline: asyncio.TimerHandle | None = None
         self._on_change: Callable[[], None] | None = None
         self._prompt_tokens = self._visual_tokens = 0
+        self._grids: tuple[tuple[PartGrid, ...], ...] = ()
         self._started: GenerationStarted | None = None  # not taken yet
         self._choices: list[Choice] = []
         self._touched: dict[int, Choice] = {}  # with something that nobody has taken yet
@@ -169,7 +170,7 @@ class Generation:
             if isinstance(event, SequenceOutput):
                 self._push(event)
             elif isinstance(event, RequestAccepted):
-                self._started = GenerationStarted(self._prompt_tokens)
+                self._started = GenerationStarted(self._prompt_tokens, self._grids)
             else:
                 assert isinstance(event, ServingError)
                 self.error = self.error or event
@@ -258,6 +259,7 @@ class Generation:
             text = await self._text([len(layout.num_tiles_of_parts) for layout in layouts])
             if self.error is not None:  # meanwhile
                 raise self.error
+        self._grids = tuple(layout.grids for layout in layouts)
         # No await from here to `submit`: the encoder's errors go to the engine request.
         prompt = text.expand([tokens for layout in layouts for tokens in layout.tokens_per_part])
         self._clock.note_layout()

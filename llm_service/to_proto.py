@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from llm_service.answer_parser import CallStart
 from llm_service.choice import ChoiceDelta, ChoiceFinished, Logprob, TokenLogprobs
 from llm_service.generation import GenerationEvent, GenerationStarted, GenerationUsage
-from protos import language_model_pb2
+from llm_service.picture import PartGrid
+from protos import encoder_pb2, language_model_pb2
 
 _FINISH_REASONS = {
     "stop": language_model_pb2.FINISH_REASON_STOP,
@@ -33,8 +37,15 @@ def set_event(
     elif isinstance(event, GenerationStarted):
         target.started.request_id = request_id
         target.started.prompt_tokens = event.prompt_tokens
+        target.started.media.extend(map(_medium_parts, event.media))
     else:
         target.usage.CopyFrom(_usage(event))
+
+
+def _medium_parts(grids: Sequence[PartGrid]) -> language_model_pb2.MediumParts:
+    return language_model_pb2.MediumParts(
+        parts=[encoder_pb2.PartLayout(**dataclasses.asdict(grid)) for grid in grids]
+    )
 
 
 def _set_delta(target: language_model_pb2.Delta, delta: ChoiceDelta) -> None:
