@@ -220,10 +220,18 @@ async def test_what_a_slow_caller_has_not_taken_is_joined() -> None:
     async with front_end() as it:
         requests = [generate(number) for number in (1, 2, 3)]
         received: list[pb.SessionResponse] = []
+        runner, engine = it.engine.runner, it.backends.engine
+        runner.pace()
         async with aclosing(local_session(it, 60).run(pending(*requests))) as messages:
             received.append(await anext(messages))
-            engine = it.backends.engine  # all that it made must be here, not only made
-            await wait_for(lambda: engine.num_messages >= 60 and engine.stats.num_running == 0)
+
+            def all_run() -> bool:
+                runner.allow(1)
+                return engine.stats.num_running == 3
+
+            await wait_for(all_run)
+            runner.unpace()
+            await wait_for(lambda: engine.stats.num_running == 0)  # comes with the last tokens
             events: list[pb.SessionEvent] = []
             while sum(event.HasField("usage") for event in events) < 3:
                 received.append(await anext(messages))
