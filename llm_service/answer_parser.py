@@ -1,18 +1,18 @@
 """An answer's text, as it comes, to reasoning, content and tool calls.
 
-Calls are Hermes' and Qwen's: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. Knows nothing about
-tokens; text that may be the beginning of a marker is held back until it is decided.
+Knows nothing about tokens; text that may be the beginning of a marker is held back until it is decided.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from llm_service.call_form import HERMES, CallForm
+
 THINK_START, THINK_END = "<think>", "</think>"
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 
 _CALL_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 
@@ -48,11 +48,24 @@ class AnswerParser:
     """The pieces of one answer, in order."""
 
     def __init__(
-        self, *, reasoning: bool, tools: bool, in_reasoning: bool = False, max_calls: int = 0
+        self,
+        *,
+        reasoning: bool,
+        tools: bool,
+        in_reasoning: bool = False,
+        max_calls: int = 0,
+        form: CallForm = HERMES,
+        names: Collection[str] = (),
     ) -> None:
-        """`in_reasoning`: the prompt has opened it already; `max_calls`: more are dropped, 0 for no limit."""
+        """`in_reasoning`: the prompt has opened it already; `max_calls`: more are dropped, 0 for no limit.
+
+        With `names`, what calls another tool is content.
+        """
         self.num_calls = 0
+        self.marker_tokens = form.tokens if tools else ()
         self._tools = tools
+        self._form = form
+        self._names = frozenset(names)
         self._max_calls = max_calls
         self._text = ""  # not decided yet
         self._is_opening = False  # white space behind a marker is no part of anything
@@ -97,24 +110,25 @@ class AnswerParser:
             self._skip_opening()
             text, self._text = self._text, ""
             return [Content(text)] if text else None
-        text, is_over = self._until(CALL_START, is_end)
+        text, is_over = self._until(self._form.start, is_end)
         if is_over:
-            self._next, self._call = self._read_call, _Call()
+            self._next, self._call = self._read_call, _Call(self._names)
             text = text.rstrip("\n") if self.num_calls else text
         return [Content(text)] if text else ([] if is_over else None)
 
     def _read_call(self, is_end: bool) -> list[Piece] | None:
         assert self._call is not None
-        end = self._text.find(CALL_END)
+        end = self._text.find(self._form.end)
         if end < 0:
             pieces = [] if self._is_surplus else self._call.read(self._text, self.num_calls)
             if is_end:
                 pieces += self._abandon(self._text)
             return pieces or None
-        body, self._text = self._text[:end], self._text[end + len(CALL_END) :]
+        body, self._text = self._text[:end], self._text[end + len(self._form.end) :]
         pieces = [] if self._is_surplus else self._call.read(body, self.num_calls)
         if not self._is_surplus and not self._call.is_named:
-            pieces += self._call.whole(body, self.num_calls) or [Content(CALL_START + body + CALL_END)]
+            no_call = self._form.start + body + self._form.end
+            pieces += self._call.whole(body, self.num_calls) or [Content(no_call)]
         self.num_calls += self._call.is_named
         self._next, self._call, self._is_opening = self._speak, None, True
         return pieces
@@ -128,7 +142,7 @@ class AnswerParser:
         is_named = self._call.is_named or self._is_surplus
         self.num_calls += self._call.is_named
         self._text, self._next, self._call = "", self._speak, None
-        return [] if is_named else [Content(CALL_START + body)]
+        return [] if is_named else [Content(self._form.start + body)]
 
     def _until(self, marker: str, is_end: bool) -> tuple[str, bool]:
         """(text that is decided, whether the marker came right behind it)."""
@@ -150,8 +164,9 @@ class AnswerParser:
 class _Call:
     """One call, whose body grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: frozenset[str]) -> None:
         self.is_named = False
+        self._names = names
         self._given = 0  # up to here the body is out
         self._end: int | None = None
         self._depth = 0
@@ -163,9 +178,12 @@ class _Call:
             head = _CALL_HEAD.match(body)
             if head is None or head.end() == len(body):
                 return []
+            name = json.loads(head.group(1), strict=False)
+            if not self._may_be(name):
+                return []
             self.is_named = True
             self._given = head.end()
-            pieces.append(CallStart(index, json.loads(head.group(1), strict=False)))
+            pieces.append(CallStart(index, name))
         start = self._given
         while self._end is None and self._given < len(body):
             self._step(body[self._given])
@@ -178,11 +196,14 @@ class _Call:
             name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return []
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not self._may_be(name):
             return []
         self.is_named = True
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         return [CallStart(index, name), CallArguments(index, text)]
+
+    def _may_be(self, name: str) -> bool:
+        return not self._names or name in self._names
 
     def _step(self, char: str) -> None:
         """Follow one character of the arguments; at their end, nothing is taken any more."""

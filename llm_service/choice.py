@@ -87,6 +87,7 @@ class Choice:
             params.skip_special_tokens,
             params.include_stop_str_in_output,
             params.min_tokens,
+            () if parser is None else parser.marker_tokens,
         )
         self._parser = parser
         self._pending = _Pending()

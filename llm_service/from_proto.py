@@ -100,7 +100,7 @@ def tool_use_from_proto(request: language_model_pb2.GenerateRequest) -> ToolUse 
     if wire.choice not in _TOOL_CHOICES:
         raise InvalidRequest("choice: unknown", field="tools.choice")
     tools = tuple(Tool(tool.name, tool.description, tool.parameters) for tool in wire.tools)
-    use = ToolUse(tools, _TOOL_CHOICES[wire.choice], wire.name, wire.single_call)
+    use = ToolUse(tools, _TOOL_CHOICES[wire.choice], wire.name, wire.single_call, tuple(wire.allowed))
     use.validate()
     if use.choice in (ToolChoice.REQUIRED, ToolChoice.NAMED):
         if request.HasField("response_format"):

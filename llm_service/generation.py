@@ -235,7 +235,8 @@ class Generation:
         if request.response_format is not None:
             return await grammars.grammar(request.response_format, bool(request.thinking))
         if request.tools is not None:
-            return await grammars.call_grammar(request.tools, bool(request.thinking))
+            form = self._backends.prompts.call_form
+            return await grammars.call_grammar(request.tools, form, bool(request.thinking))
         return ""
 
     def _parser(self) -> AnswerParser | None:
@@ -249,6 +250,8 @@ class Generation:
             tools=has_tools,
             in_reasoning=thinking is not None and self._opens_thinking,
             max_calls=int(is_single),
+            form=self._backends.prompts.call_form,
+            names=() if use is None else use.allowed,
         )
 
     async def _prompt_input(self, grammar: str) -> PromptInput:

@@ -6,7 +6,7 @@ llguidance does the work, within limits that bound every call; nothing here know
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,15 @@ class GrammarVocabulary:
     An id of its own, behind the last token, stands for "the answer may end here".
     """
 
-    def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]]) -> None:
-        """`tokens` has b"" for special and unused ids: no grammar allows them.
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        encode: Callable[[str], list[int]],
+        specials: Mapping[str, int] | None = None,
+    ) -> None:
+        """`tokens` has b"" for special and unused ids: no grammar allows them, unless it names them.
 
+        `specials` are those that it may name: ids of `<...>`.
         Where only one text can follow, `encode` says in which tokens the model knows it.
         """
         self.end_id = len(tokens)
@@ -60,7 +66,10 @@ class GrammarVocabulary:
         self._id_of = {data: token_id for token_id, data in enumerate(tokens) if data}
         self._longest = max(map(len, self._id_of), default=0)
         unused = [token_id for token_id, data in enumerate(tokens) if not data]
-        wrapped = _ByteTokens([*tokens, _SPECIAL], [*unused, self.end_id], self.end_id, self._encode)
+        named = list(tokens)
+        for name, token_id in (specials or {}).items():
+            named[token_id] = name.encode()
+        wrapped = _ByteTokens([*named, _SPECIAL], [*unused, self.end_id], self.end_id, self._encode)
         # Slices are the library's precomputed masks of common lexemes.
         self.trie: Any = LLTokenizer(wrapped, slices=LLTokenizer.general_slices())  # type: ignore[arg-type]
 
@@ -148,13 +157,17 @@ class GrammarState:
         self._matcher.consume_token(token_id)
 
 
-def probe(text: str, seed: int = 0) -> None:
+def probe(text: str, specials: Sequence[str] = (), seed: int = 0) -> None:
     """Build a grammar and follow it for some bytes, to find out whether its limits hold.
+
+    `specials` are the special tokens that it may name.
 
     Raises:
         GrammarError: see there.
     """
-    vocabulary = GrammarVocabulary([bytes([byte]) for byte in range(256)], lambda text: list(text.encode()))
+    tokens = [*(bytes([byte]) for byte in range(256)), *(b"" for _ in specials)]
+    places = {name: place for place, name in enumerate(specials, 256)}
+    vocabulary = GrammarVocabulary(tokens, lambda text: list(text.encode()), places)
     state = Grammar(text, vocabulary).start()
     words = np.zeros(vocabulary.num_words, np.int32)
     choose = random.Random(seed)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
+from llm_service.call_form import CallForm
 from llm_service.response_format import ResponseFormat, grammar_text
 from llm_service.tools import ToolUse, with_thought
 from protos.errors import InvalidRequest, Overloaded
@@ -102,15 +103,19 @@ class GrammarChecks:
             InvalidRequest: names the format's field.
             Overloaded: too many others are being checked.
         """
-        return await self._enforceable(with_thought(form.rule(), may_think), form.refusal)
+        text = grammar_text(with_thought(form.rule(), may_think), self._strips_leading_space)
+        return await self._enforceable(text, form.refusal)
 
-    async def call_grammar(self, use: ToolUse, may_think: bool = False) -> str:
+    async def call_grammar(self, use: ToolUse, form: CallForm, may_think: bool = False) -> str:
         """The same for calls that must come; "" where they need not."""
-        rule = use.rule(may_think)
-        return await self._enforceable(rule, use.refusal) if rule else ""
+        rule = use.rule(may_think, form)
+        if not rule:
+            return ""
+        # No space is dropped behind a special token.
+        strips_space = self._strips_leading_space and not form.tokens
+        return await self._enforceable(grammar_text(rule, strips_space), use.refusal)
 
-    async def _enforceable(self, rule: str, refusal: Callable[[str], InvalidRequest]) -> str:
-        text = grammar_text(rule, self._strips_leading_space)
+    async def _enforceable(self, text: str, refusal: Callable[[str], InvalidRequest]) -> str:
         problem = await self._problem(text)
         if problem is None:
             return text

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from llm_service.call_form import INTERNLM
 from llm_service.grammar import Grammar, GrammarVocabulary
 from llm_service.tokenizer import Tokenizer
 
@@ -74,11 +75,16 @@ class GrammarCompiler:
 
 
 def grammar_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GrammarVocabulary:
-    """Of the first `vocab_size` ids; added tokens that are not special count as their text."""
+    """Of the first `vocab_size` ids; added tokens that are not special count as their text.
+
+    Of the special ones, grammars may name those that mark calls.
+    """
 
     def text_bytes(token_id: int) -> bytes:
         is_text = token_id < tokenizer.vocab_size and not tokenizer.is_special(token_id)
         return tokenizer.token_bytes(token_id) if is_text else b""
 
     tokens = [text_bytes(token_id) for token_id in range(vocab_size)]
-    return GrammarVocabulary(tokens, lambda text: tokenizer.encode_plain(text, at_start=False))
+    ids = {name: tokenizer.special_tokens.get(name, vocab_size) for name in INTERNLM.tokens}
+    specials = {name: token_id for name, token_id in ids.items() if token_id < vocab_size}
+    return GrammarVocabulary(tokens, lambda text: tokenizer.encode_plain(text, at_start=False), specials)

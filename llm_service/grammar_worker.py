@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 
+from llm_service.call_form import INTERNLM
 from llm_service.grammar import GrammarError, probe
 
 
@@ -15,7 +16,7 @@ def main() -> None:
     for line in sys.stdin:
         answer: str | None = None
         try:
-            probe(json.loads(line))
+            probe(json.loads(line), INTERNLM.tokens)
         except GrammarError as error:
             answer = str(error)
         print(json.dumps(answer), flush=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_service.answer_parser import THINK_START
+from llm_service.call_form import CallForm, find_call_form
 from llm_service.templates import IMAGE_MARKER, NOTHING, Asks, Call, ChatTemplate, Turn, load_template
 from llm_service.tokenizer import Tokenizer, alternation
 from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
@@ -170,8 +171,12 @@ class PromptBuilder:
             names.get("context_image_token", default.context),
             names.get("end_image_token", default.end),
         )
-        template = load_template(checkpoint, tokenizer.named_tokens)
+        template = load_template(checkpoint, tokenizer.named_tokens, find_call_form(tokenizer.special_tokens))
         return cls(tokenizer, template, image_tokens, _eos_ids(checkpoint))
+
+    @property
+    def call_form(self) -> CallForm:
+        return self._template.call_form
 
     def build(
         self,

@@ -1,4 +1,4 @@
-"""Tools that a model may call: how they are told to it, and the grammar of a call that must come."""
+"""Tools that a model may call: what a request says of them, and the grammar of a call that must come."""
 
 from __future__ import annotations
 
@@ -8,24 +8,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from llm_service.answer_parser import CALL_END, CALL_START, THINK_END, THINK_START
+from llm_service.answer_parser import THINK_END, THINK_START
+from llm_service.call_form import CallForm
 from llm_service.response_format import FormatKind, ResponseFormat
 from protos.errors import InvalidRequest
 
 MAX_TOOLS = 128
 MAX_TOOL_BYTES = 256 << 10  # of all descriptions and schemas
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-# Hermes' and Qwen's wording: what Qwen2.5 and Qwen3, and so InternVL3 and 3.5, were trained on.
-_HEAD = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-)
-_TAIL = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-    "<tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
 
 
 class ToolChoice(Enum):
@@ -62,6 +52,7 @@ class ToolUse:
     choice: ToolChoice = ToolChoice.AUTO
     name: str = ""
     single_call: bool = False
+    allowed: tuple[str, ...] = ()  # with AUTO and REQUIRED: the only ones; empty: all
 
     def validate(self) -> None:
         """
@@ -81,30 +72,52 @@ class ToolUse:
             raise InvalidRequest("two tools have the same name", field="tools.tools")
         if self.choice is ToolChoice.NAMED and self.name not in names:
             raise InvalidRequest("there is no tool of that name", field="tools.name")
+        self._validate_allowed(names)
+
+    def _validate_allowed(self, names: list[str]) -> None:
+        if self.allowed and self.choice not in (ToolChoice.AUTO, ToolChoice.REQUIRED):
+            problem = f"allowed: goes with auto and required, not with {self.choice.value}"
+            raise InvalidRequest(problem, field="tools.allowed")
+        for number, name in enumerate(self.allowed):
+            if name not in names:
+                raise InvalidRequest("there is no tool of that name", field=f"tools.allowed[{number}]")
 
     @property
     def shown(self) -> tuple[Tool, ...]:
         """The tools that the model is told of."""
-        return () if self.choice is ToolChoice.NONE else self.tools
+        if self.choice is ToolChoice.NONE:
+            return ()
+        return tuple(tool for tool in self.tools if not self.allowed or tool.name in self.allowed)
 
     def refusal(self, problem: str) -> InvalidRequest:
         return InvalidRequest(f"the schema of a tool that must be called {problem}", field="tools.tools")
 
-    def rule(self, may_think: bool) -> str:
+    def rule(self, may_think: bool, form: CallForm) -> str:
         """Grammar rules of an answer that must call; "" where it need not."""
         if self.choice not in (ToolChoice.REQUIRED, ToolChoice.NAMED):
             return ""
-        called = [t for t in self.tools if self.choice is ToolChoice.REQUIRED or t.name == self.name]
-        more = "" if self.single_call or self.choice is ToolChoice.NAMED else ' ("\\n" call)*'
+        called = [t for t in self.shown if self.choice is ToolChoice.REQUIRED or t.name == self.name]
+        more = "" if self.single_call or self.choice is ToolChoice.NAMED else _more_calls(form)
         calls = " | ".join(f"call_{number}" for number in range(len(called)))
         rules = [f"{thinking(may_think)}call{more}", f"call: {calls}"]
         for number, tool in enumerate(called):
-            head = json.dumps(f'{CALL_START}\n{{"name": {json.dumps(tool.name)}, "arguments": ')
-            tail = json.dumps(f"}}\n{CALL_END}")
+            head, tail = _around_arguments(form, tool.name)
             schema = json.dumps({"type": "object"} | tool.schema())
             arguments = ResponseFormat(FormatKind.JSON_SCHEMA, schema).rule()
             rules += [f"call_{number}: {head} arguments_{number} {tail}", f"arguments_{number}: {arguments}"]
         return "\n".join(rules) + ("\n" + _THOUGHT if may_think else "")
+
+
+def _more_calls(form: CallForm) -> str:
+    return f" ({json.dumps(form.between_calls)} call)*" if form.between_calls else " call*"
+
+
+def _around_arguments(form: CallForm, name: str) -> tuple[str, str]:
+    """Special tokens stand in a grammar by their names, without quotes."""
+    if not form.tokens:
+        return json.dumps(form.start + form.head(name)), json.dumps(form.tail + form.end)
+    *start, end = form.tokens
+    return f"{' '.join(start)} {json.dumps(form.head(name))}", f"{json.dumps(form.tail)} {end}"
 
 
 _THOUGHT = f"""thought: "{THINK_START}" inner /\\n{{0,2}}/
@@ -118,21 +131,6 @@ def thinking(may_think: bool) -> str:
 def with_thought(rule: str, may_think: bool) -> str:
     """The rule of an answer behind what the model thinks."""
     return f"{thinking(True)}formatted\nformatted: {rule}\n{_THOUGHT}" if may_think else rule
-
-
-def tools_prompt(definitions: list[str]) -> str:
-    """What a system message says of tools, given their definitions as JSON."""
-    return _HEAD + "".join("\n" + definition for definition in definitions) + _TAIL
-
-
-def call_text(name: str, arguments: str) -> str:
-    """A call in the history, as the model writes one."""
-    return f'{CALL_START}\n{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}\n{CALL_END}'
-
-
-def response_text(text: str) -> str:
-    """A tool's answer in the history; it stands in a user's turn."""
-    return f"<tool_response>\n{text}\n</tool_response>"
 
 
 def _validate(tool: Tool, field: str) -> None:

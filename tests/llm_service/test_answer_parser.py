@@ -8,6 +8,7 @@ import random
 import pytest
 
 from llm_service.answer_parser import AnswerParser, CallArguments, CallStart, Content, Reasoning
+from llm_service.call_form import INTERNLM
 
 
 def parse(text: str, cuts: list[int], **options: object) -> dict[str, object]:
@@ -108,3 +109,20 @@ def test_a_call_inside_reasoning_is_reasoning() -> None:
 def test_without_tools_and_reasoning_everything_is_content() -> None:
     text = f"<think>a</think>{CALL}"
     assert whole(text, reasoning=False, tools=False)["content"] == text
+
+
+@pytest.mark.parametrize("name", ["look", "other"])
+def test_what_calls_a_tool_that_is_not_allowed_stays_text(name: str) -> None:
+    allowed = {"look", "see"}
+    for call in (CALL, '<tool_call>{"arguments": {"a": 1}, "name": "look"}</tool_call>'):
+        found = whole(call.replace("look", name), names=allowed)
+        is_call = name in allowed
+        assert (len(found["calls"]) == 1, found["content"] == "") == (is_call, is_call)  # type: ignore[arg-type]
+
+
+def test_internlms_calls() -> None:
+    call = '<|action_start|><|plugin|>\n{"name": "look", "parameters": {"at": "x"}}<|action_end|>'
+    found = whole(f"Let me see.{call}", form=INTERNLM)
+    assert found == {"reasoning": "", "content": "Let me see.", "calls": [["look", '{"at": "x"}']]}
+    assert len(whole(call + call, form=INTERNLM)["calls"]) == 2  # type: ignore[arg-type]
+    assert whole(CALL, form=INTERNLM)["content"] == CALL

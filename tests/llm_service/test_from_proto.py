@@ -457,12 +457,15 @@ class TestTools:
         expected = ToolUse((Tool("look", "d", "{}"),), ToolChoice.NAMED, "look", single_call=True)
         assert tool_use_from_proto(self.ask(use)) == expected
         assert tool_use_from_proto(pb.GenerateRequest()) is None
+        some = tool_use_from_proto(self.ask(pb.ToolUse(tools=[tool], allowed=["look"])))
+        assert some == ToolUse((Tool("look", "d", "{}"),), allowed=("look",))
 
     @pytest.mark.parametrize(
         ("use", "more", "field"),
         [
             (pb.ToolUse(), {}, "tools.tools"),
             (pb.ToolUse(tools=[pb.Tool(name="a b")]), {}, "tools.tools[0].name"),
+            (pb.ToolUse(tools=[pb.Tool(name="a")], allowed=["b"]), {}, "tools.allowed[0]"),
             (
                 pb.ToolUse(tools=[pb.Tool(name="a")], choice=pb.TOOL_CHOICE_REQUIRED),
                 {"response_format": pb.ResponseFormat(regex="a")},

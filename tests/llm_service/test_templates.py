@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llm_service.call_form import HERMES, INTERNLM
 from llm_service.templates import (
     CONVERSATION_TEMPLATES,
     THINKING_SYSTEM,
@@ -216,3 +217,39 @@ class TestToolsAndThinking:
         text = JinjaTemplate(source).render(CALLED, Asks((TOOL,), thinking=True))
         assert text.startswith(f"[system]{THINKING_SYSTEM}\n\n# Tools") and text.count("[user]") == 2
         assert "[tool]" not in text and '{"name": "look", "arguments": {"at": "cat"}}' in text
+
+    def test_internlms_have_turns_of_their_own(self, tmp_path: Path) -> None:
+        checkpoint = chat_checkpoint(tmp_path, template="internlm2-chat")
+        template = load_template(checkpoint, {}, INTERNLM)
+        asked = template.render([Turn("system", ("Be kind.",)), *CALLED], Asks((TOOL,)))
+        assert asked == (
+            "<|im_start|>system\nBe kind.<|im_end|>"
+            f"<|im_start|>system name=<|plugin|>\n[{json.dumps(TOOL['function'])}]<|im_end|>"
+            "<|im_start|>user\nQ<|im_end|>"
+            "<|im_start|>assistant\n<|action_start|><|plugin|>\n"
+            '{"name": "look", "parameters": {"at": "cat"}}<|action_end|><|im_end|>'
+            "<|im_start|>environment name=<|plugin|>\nit sleeps<|im_end|>"
+            "<|im_start|>environment name=<|plugin|>\nit wakes<|im_end|><|im_start|>assistant\n"
+        )
+        default = template.render(CALLED, Asks((TOOL,)))
+        assert default.replace(INTERNVL2, "Be kind.") == asked
+        assert template.render([Turn("system", ("",)), *CALLED], Asks((TOOL,))) == asked.replace(
+            "Be kind.", ""
+        )
+
+    def test_a_template_takes_internlms_form_where_it_can_say_it(self, tmp_path: Path) -> None:
+        raw = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        sources = {
+            raw: INTERNLM,
+            raw.replace("{{ m.role }}", "{{ 'user' if m.role == 'user' else 'assistant' }}"): HERMES,
+            raw + "{{ tools }}": HERMES,
+            raw + "{{ tools }}<|action_start|><|plugin|>": INTERNLM,
+            "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}": HERMES,
+        }
+        for source, form in sources.items():
+            template = load_template(hf_checkpoint(tmp_path, jinja=source), {}, INTERNLM)
+            assert template.call_form is form, source
+        said = load_template(hf_checkpoint(tmp_path, jinja=raw), {}, INTERNLM).render(CALLED, Asks((TOOL,)))
+        assert said.startswith("<|im_start|>system name=<|plugin|>\n[{") and "<|action_end|>" in said
+        plain = load_template(chat_checkpoint(tmp_path, template="internvl_zh"), {}, INTERNLM)
+        assert plain.call_form is HERMES
