@@ -1,4 +1,4 @@
-"""Formats, tools and thinking over gRPC, with the demo model in real processes, at temperature 1."""
+"""Formats, tools and thinking over gRPC, in real processes, at temperature 1; most with the demo model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 import grpc
 import jsonschema
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from deploy.embedded import embedded_checkpoint
+from llm_service.call_form import INTERNLM
 from protos import language_model_pb2 as pb
 from protos.language_model_pb2_grpc import LanguageModelStub
+from tests.checkpoints import make_checkpoint
 from tests.llm_service.schemas import SCHEMAS
 from tests.llm_service.test_grammar import HOSTILE
 from tests.processes import ServiceProcess
@@ -37,15 +40,19 @@ class Answer:
     reason: int = pb.FINISH_REASON_UNSPECIFIED
 
 
-@pytest.fixture(scope="module")
-def stub() -> Iterator[LanguageModelStub]:
-    llm = ServiceProcess("llm", str(embedded_checkpoint()), "--port", "0")
+def serve(model: str) -> Iterator[LanguageModelStub]:
+    llm = ServiceProcess("llm", model, "--port", "0")
     try:
         with grpc.insecure_channel(llm.address) as channel:
             yield LanguageModelStub(channel)
     finally:
         llm.stop()
     assert not any("Traceback" in line for line in llm.log), llm.log
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[LanguageModelStub]:
+    yield from serve(str(embedded_checkpoint()))
 
 
 def generate(stub: LanguageModelStub, seed: int = 0, max_tokens: int = 600, **more: Any) -> Answer:
@@ -127,3 +134,26 @@ def test_a_format_holds_behind_thoughts(stub: LanguageModelStub) -> None:
     answer = generate(stub, response_format=choice, thinking=pb.Thinking(enabled=True))
     assert answer.reason == pb.FINISH_REASON_LENGTH or answer.text in ("yes", "no")
     assert "<think>" not in answer.text
+
+
+@pytest.fixture(scope="module")
+def internlm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModelStub]:
+    """Random weights; the tokens that mark calls are special ones."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("internlm2"), "internlm2", "chat")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(INTERNLM.tokens)})
+    tokenizer.save_pretrained(folder)
+    yield from serve(str(folder))
+
+
+def test_internlm2_is_made_to_call_one_of_the_allowed_tools_with_its_own_tokens(
+    internlm: LanguageModelStub,
+) -> None:
+    tools = [pb.Tool(name=name, parameters=json.dumps(LOOK)) for name in ("look", "go", "see")]
+    use = pb.ToolUse(tools=tools, choice=pb.TOOL_CHOICE_REQUIRED, single_call=True, allowed=["go", "see"])
+    for seed in range(5):
+        answer = generate(internlm, seed, tools=use)
+        assert answer.reason == pb.FINISH_REASON_TOOL_CALLS and answer.text == ""
+        ((name, arguments),) = answer.calls
+        assert name in ("go", "see")
+        jsonschema.validate(json.loads(arguments), LOOK)
