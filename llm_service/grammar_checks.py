@@ -40,12 +40,29 @@ class _Worker:
         Raises:
             TimeoutError, EOFError, OSError: it took too long, or ended the process.
         """
+        is_used = self._is_running
         await self.start()
+        try:
+            return await self._ask_in_time(text)
+        except TimeoutError:
+            raise
+        except (EOFError, OSError):
+            if not is_used:
+                raise
+        await self.start()  # it may have died since the last check, for which this text is not to blame
+        return await self._ask_in_time(text)
+
+    async def _ask_in_time(self, text: str) -> str | None:
         try:
             return await asyncio.wait_for(self._ask(text), self._timeout_s)
         except BaseException:  # also cancelled: its answer would be taken for the next one's
             await self.close()
             raise
+
+    @property
+    def _is_running(self) -> bool:
+        """As far as is known."""
+        return self._process is not None and self._process.returncode is None
 
     async def close(self) -> None:
         process, self._process = self._process, None
@@ -55,7 +72,7 @@ class _Worker:
             await process.wait()
 
     async def start(self) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._is_running:
             return
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -74,6 +91,8 @@ class _Worker:
 
     async def _ask(self, text: str) -> str | None:
         assert self._process is not None and self._process.stdin and self._process.stdout
+        if self._process.stdin.is_closing():  # uvloop raises RuntimeError from a write then
+            raise EOFError
         self._process.stdin.write(json.dumps(text).encode() + b"\n")
         await self._process.stdin.drain()
         line = await self._process.stdout.readline()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from llm_service.grammar_checks import GrammarChecks
 from llm_service.response_format import FormatKind, ResponseFormat
@@ -92,3 +95,25 @@ async def test_the_second_check_of_a_format_asks_nobody(make_checks: Callable[..
     with pytest.raises(InvalidRequest):
         await checks.grammar(schema({"type": "strng"}))
     assert all(worker._process is None for worker in checks._workers)
+
+
+def test_a_process_that_died_unnoticed_is_replaced() -> None:
+    """In the event loop that serves; it learns of the death only when it runs again."""
+
+    async def ask_twice(is_noticed: bool) -> None:
+        checks = GrammarChecks(strips_leading_space=False, num_workers=1)
+        try:
+            await checks.grammar(ResponseFormat(FormatKind.REGEX, "a"))
+            [process] = [worker._process for worker in checks._workers]
+            assert process is not None and process.stdin is not None
+            if is_noticed:
+                process.stdin.close()
+            else:
+                os.kill(process.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            assert await checks.grammar(ResponseFormat(FormatKind.REGEX, "b"))
+        finally:
+            await checks.close()
+
+    uvloop.run(ask_twice(is_noticed=False))
+    uvloop.run(ask_twice(is_noticed=True))
