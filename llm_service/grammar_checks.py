@@ -18,6 +18,7 @@ from protos.errors import InvalidRequest, Overloaded
 
 CHECK_TIMEOUT_S = 0.5
 START_TIMEOUT_S = 30.0  # of a worker that imports its library on a busy machine
+START_ATTEMPTS = 3
 QUEUE_TIMEOUT_S = 5.0
 NUM_WORKERS = 2
 MAX_KEPT = 256
@@ -72,8 +73,16 @@ class _Worker:
             await process.wait()
 
     async def start(self) -> None:
-        if self._is_running:
-            return
+        for attempt in range(START_ATTEMPTS):
+            if self._is_running:
+                return
+            try:
+                await self._start()
+            except EOFError:  # on a busy machine uvloop has closed a new process's stdin now and then
+                if attempt == START_ATTEMPTS - 1:
+                    raise
+
+    async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
