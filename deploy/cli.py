@@ -22,6 +22,7 @@ COMMANDS = {
     "llm": ("messages and media in, text out (gRPC)", "deploy.service", "llm_command"),
     "gateway": ("the OpenAI API in front of language models (HTTP)", "deploy.service", "gateway_command"),
     "chat": ("talk to a running gateway in the terminal", "deploy.chat", "ChatCommand"),
+    "batch": ("a file of requests to a running gateway", "deploy.batch", "BatchCommand"),
     "bench": ("measure decode and transport on this machine", "deploy.bench.command", "BenchCommand"),
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")

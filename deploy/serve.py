@@ -211,6 +211,7 @@ def _welcome(model: str, url: str, elapsed_s: float) -> str:
     return "\n".join(
         [
             f"serving {model} on {url} after {elapsed_s:.1f} s; Ctrl-C stops",
+            f"  in a browser: {url.removesuffix('v1')}",
             f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
             f"  tessera chat --base-url {url} PICTURE 'What is in the picture?'",
         ]

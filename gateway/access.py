@@ -21,6 +21,8 @@ from protos.request_context import REQUEST_ID_KEY
 
 # What orchestrators ask, without a secret.  All else tells what runs here, the version and the API included.
 OPEN_PATHS = frozenset({"/health", "/ready"})
+# The page's files are the same everywhere; what the page asks for needs the key that its user types in.
+PAGE_PATHS = ("/page/",)
 CORS_MAX_AGE_S = 600
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def access_middleware(config: GatewayConfig, keys: KeyRing) -> list[Middleware]:
 
 
 class AccessMiddleware:
-    """Every path but `OPEN_PATHS` needs a key.  Plain ASGI, so that disconnects pass through."""
+    """Every path but `OPEN_PATHS` and the page's needs a key.  Plain ASGI, so that disconnects pass through."""
 
     def __init__(self, app: ASGIApp, config: AccessConfig, keys: KeyRing, share: int = 1) -> None:
         self._app = app
@@ -82,7 +84,7 @@ class AccessMiddleware:
         self._callers: dict[str, Caller] = {}  # by the key's name, so no more than there are keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         key = self._find(Headers(scope=scope))
@@ -108,6 +110,10 @@ class AccessMiddleware:
         bearer = token.strip() if scheme.lower() == "bearer" else ""
         found = [self._keys.find(presented) for presented in (bearer, headers.get("x-api-key", ""))]
         return found[0] or found[1]
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path == "/" or path.startswith(PAGE_PATHS)
 
 
 def charge(state: State, events: Sequence[Event]) -> None:

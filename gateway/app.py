@@ -28,6 +28,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestMiddleware
 from gateway.models import Models
 from gateway.openapi import OpenApi
+from gateway.page import Page
 from gateway.probes import Probes
 from gateway.responses import Responses
 from gateway.slow_clients import guarded
@@ -54,9 +55,11 @@ def create_app(
     chat, completions = ChatCompletions(generator), Completions(generator, client)
     responses, messages = Responses(generator), Messages(generator, client)
     tokens, models = Tokens(generator, client), Models(client)
-    probes, openapi = Probes(client, metrics, pages), OpenApi(has_keys=bool(keys))
+    probes, openapi, page = Probes(client, metrics, pages), OpenApi(has_keys=bool(keys)), Page()
     app = Starlette(
         routes=[
+            Route("/", page.index),
+            Route("/page/{name}", page.asset),
             Route("/v1/chat/completions", chat.create, methods=["POST"]),
             Route("/v1/completions", completions.create, methods=["POST"]),
             Route("/v1/responses", responses.create, methods=["POST"]),

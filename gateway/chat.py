@@ -54,4 +54,5 @@ def _encoder(chat: ChatCompletionRequest, reply: Reply) -> ChunkEncoder:
         reply,
         include_usage=bool(options.include_usage),
         usage_in_chunks=bool(options.continuous_usage_stats),
+        details=bool(options.include_details),
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -16,7 +18,15 @@ from protos.errors import ModelError, ServingError
 class ChunkEncoder:
     """Events of one answer to chunks: per choice a role, contents, one finish reason; then usage."""
 
-    def __init__(self, reply: Reply, *, include_usage: bool = False, usage_in_chunks: bool = False) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        *,
+        include_usage: bool = False,
+        usage_in_chunks: bool = False,
+        details: bool = False,
+    ) -> None:
+        """`details`: what the encoder cut, as soon as it is known, and timings beside the usage."""
         head = {
             "id": reply.id,
             "object": "chat.completion.chunk",
@@ -35,6 +45,7 @@ class ChunkEncoder:
         self._after = f'}},"logprobs":null,"finish_reason":null}}]{tail}}}\n\n'
         self._include_usage = include_usage
         self._usage_in_chunks = include_usage and usage_in_chunks
+        self._details = details
         self._logprobs = reply.logprobs
         self._silent = set(range(reply.num_choices))  # no role sent yet
         self._open = set(range(reply.num_choices))  # not finished yet
@@ -59,13 +70,16 @@ class ChunkEncoder:
             return role + self._choice(event.index, "{}", finish_reason=f'"{event.reason}"')
         if isinstance(event, Usage):
             self._ended = True
-            return self._chunk("[]", _compact(usage_json(event))) if self._include_usage else b""
+            return self._usage(event) if self._include_usage else b""
         if isinstance(event, Restarted):
             self._completion_tokens = 0
             return b""
         assert isinstance(event, Started)
         self.is_admitted, self._prompt_tokens = True, event.prompt_tokens
-        return b""
+        if not self._details:
+            return b""
+        media = [[asdict(part) for part in parts] for parts in event.media]
+        return self._chunk("[]", self._usage_so_far(), {"media": media})
 
     def end(self) -> bytes:
         """Raises ModelError when the answer broke off."""
@@ -101,13 +115,21 @@ class ChunkEncoder:
         )
         return self._chunk(choice, self._usage_so_far())
 
+    def _usage(self, usage: Usage) -> bytes:
+        details = None
+        if self._details and usage.timings is not None:
+            details = {"timings_ms": {name: round(ms, 3) for name, ms in asdict(usage.timings).items()}}
+        return self._chunk("[]", _compact(usage_json(usage)), details)
+
     def _usage_so_far(self) -> str | None:
         if self._usage_in_chunks:
             return _compact(usage_json(Usage(self._prompt_tokens, self._completion_tokens)))
         return "null" if self._include_usage else None
 
-    def _chunk(self, choices: str, usage: str | None) -> bytes:
+    def _chunk(self, choices: str, usage: str | None, details: Mapping[str, Any] | None = None) -> bytes:
         tail = "" if usage is None else f',"usage":{usage}'
+        if details is not None:
+            tail += f',"details":{_compact(details)}'
         return sse(f'{self._head},"choices":{choices}{tail}}}')
 
 

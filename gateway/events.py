@@ -7,10 +7,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A picture, a frame of a video or a page of a document, as the encoder cut it."""
+
+    width: int  # pixels, upright
+    height: int
+    columns: int
+    rows: int
+    thumbnail: bool  # the last tile is the whole part
+    tiles: int  # with the thumbnail
+    timestamp_s: float = 0.0  # of a frame, from the start of the video
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Admitted: whatever goes wrong from here on is not the request's fault."""
 
     prompt_tokens: int
+    media: tuple[tuple[Part, ...], ...] = ()  # of each medium its parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +51,24 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, milliseconds; stages as in GenerateTimings of the contract."""
+
+    layout: float
+    encode: float
+    queue: float
+    prefill: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of prompt_tokens
     image_tokens: int = 0  # of prompt_tokens
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True, slots=True)

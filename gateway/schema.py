@@ -228,6 +228,7 @@ class ChatMessage(StrictModel):
 class StreamOptions(StrictModel):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_details: bool | None = None
 
 
 _STOP_STRING = {"type": "string", "minLength": 1}

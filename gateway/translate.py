@@ -9,7 +9,7 @@ from typing import Any
 from gateway.completions_schema import CompletionRequest
 from gateway.conversation import Clip, Document, Medium, Picture, Text, Turn, is_upload
 from gateway.errors import RequestError
-from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
+from gateway.events import Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
 from gateway.model_info import ModelInfo
 from gateway.schema import ChatCompletionRequest, SamplingFields
 from protos import encoder_pb2, language_model_pb2
@@ -258,7 +258,7 @@ def event_from_proto(
     if kind == "delta":
         return _delta(message.delta)
     if kind == "started":
-        return Started(message.started.prompt_tokens)
+        return Started(message.started.prompt_tokens, tuple(map(_parts, message.started.media)))
     if kind == "finished":
         if message.finished.reason not in _FINISH_REASONS:
             raise ModelError("the language model ended for a reason that this gateway does not know")
@@ -271,8 +271,35 @@ def event_from_proto(
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             image_tokens=usage.visual_tokens,
+            timings=_timings(usage.timings) if usage.HasField("timings") else None,
         )
     raise ModelError("the language model sent an event that this gateway does not know")
+
+
+def _parts(medium: language_model_pb2.MediumParts) -> tuple[Part, ...]:
+    return tuple(
+        Part(
+            part.width,
+            part.height,
+            part.columns,
+            part.rows,
+            part.has_thumbnail,
+            part.num_tiles,
+            part.timestamp_s,
+        )
+        for part in medium.parts
+    )
+
+
+def _timings(timings: language_model_pb2.GenerateTimings) -> Timings:
+    return Timings(
+        layout=timings.layout_ns / 1e6,
+        encode=timings.encode_ns / 1e6,
+        queue=timings.queue_ns / 1e6,
+        prefill=timings.prefill_ns / 1e6,
+        decode=timings.decode_ns / 1e6,
+        total=timings.total_ns / 1e6,
+    )
 
 
 def _delta(delta: language_model_pb2.Delta) -> Delta:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llm_service.answer_parser import AnswerParser, CallArguments, CallStart, Content, Piece, Reasoning
 from llm_service.detokenizer import IncrementalDetokenizer
 from llm_service.messages import SequenceOutput, TokenOutput
 from llm_service.sampling_params import SamplingParams
@@ -32,12 +33,14 @@ class ChoiceDelta:
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
+    reasoning: str = ""
+    tool_calls: tuple[CallStart | CallArguments, ...] = ()
 
 
 @dataclass(frozen=True)
 class ChoiceFinished:
     index: int
-    reason: str  # "stop" or "length"
+    reason: str  # "stop", "length" or "tool_calls"
     stop_string: str | None
     stop_token_id: int | None
 
@@ -47,6 +50,20 @@ class _Pending:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reasoning: str = ""
+    tool_calls: list[CallStart | CallArguments] = field(default_factory=list)
+
+    @property
+    def is_visible(self) -> bool:
+        return bool(self.text or self.reasoning or self.tool_calls)
+
+    def add(self, piece: Piece) -> None:
+        if isinstance(piece, Content):
+            self.text += piece.text
+        elif isinstance(piece, Reasoning):
+            self.reasoning += piece.text
+        else:
+            self.tool_calls.append(piece)
 
 
 class Choice:
@@ -56,7 +73,9 @@ class Choice:
         params: SamplingParams,
         stop_token_ids: frozenset[int],
         tokenizer: Tokenizer,
+        parser: AnswerParser | None = None,
     ) -> None:
+        """Without a parser, all text is content."""
         self.index = index
         self.finished: ChoiceFinished | None = None
         self._params = params
@@ -68,7 +87,9 @@ class Choice:
             params.skip_special_tokens,
             params.include_stop_str_in_output,
             params.min_tokens,
+            () if parser is None else parser.marker_tokens,
         )
+        self._parser = parser
         self._pending = _Pending()
 
     @property
@@ -89,10 +110,17 @@ class Choice:
     def take_delta(self) -> ChoiceDelta | None:
         """What can be shown now, or None; after the end, all that is left."""
         pending = self._pending
-        if not pending.text and not (self.finished and pending.token_ids):
+        if not pending.is_visible and not (self.finished and pending.token_ids):
             return None
         self._pending = _Pending()
-        return ChoiceDelta(self.index, pending.text, pending.token_ids, pending.logprobs)
+        return ChoiceDelta(
+            self.index,
+            pending.text,
+            pending.token_ids,
+            pending.logprobs,
+            pending.reasoning,
+            tuple(pending.tool_calls),
+        )
 
     def _push_token(self, token: TokenOutput, finish_reason: str | None) -> None:
         is_stop_token = finish_reason == "stop" and token.token_id in self._stop_token_ids
@@ -100,20 +128,35 @@ class Choice:
             # The end token is counted and reported, but it is not part of the text.
             self._detokenizer.num_output_tokens += 1
         else:
-            self._pending.text += self._detokenizer.push([token.token_id])
+            self._show(self._detokenizer.push([token.token_id]))
         self._pending.token_ids.append(token.token_id)
         if token.logprob is not None:
             self._pending.logprobs.append(self._token_logprobs(token, token.logprob))
         if self.stopped_by_string:
-            self.finished = ChoiceFinished(self.index, "stop", self._detokenizer.stopped, None)
+            self._end("stop", None)
         elif finish_reason is not None:
             self._finish(finish_reason, token.token_id if is_stop_token else None)
 
     def _finish(self, reason: str, stop_token_id: int | None) -> None:
-        self._pending.text += self._detokenizer.finish()
+        self._show(self._detokenizer.finish())
         if self.stopped_by_string:  # the text held back completed one
             reason, stop_token_id = "stop", None
+        self._end(reason, stop_token_id)
+
+    def _end(self, reason: str, stop_token_id: int | None) -> None:
+        if self._parser is not None:
+            for piece in self._parser.finish():
+                self._pending.add(piece)
+            if reason == "stop" and self._parser.num_calls:
+                reason = "tool_calls"
         self.finished = ChoiceFinished(self.index, reason, self._detokenizer.stopped, stop_token_id)
+
+    def _show(self, text: str) -> None:
+        if self._parser is None:
+            self._pending.text += text
+            return
+        for piece in self._parser.push(text):
+            self._pending.add(piece)
 
     def _token_logprobs(self, token: TokenOutput, logprob: float) -> TokenLogprobs:
         top = [self._logprob(token_id, value) for token_id, value in token.top]

@@ -26,9 +26,11 @@ class IncrementalDetokenizer:
         skip_special_tokens: bool = True,
         include_stop_str: bool = False,
         min_tokens: int = 0,
+        never_skipped: Iterable[str] = (),
     ) -> None:
+        """`never_skipped` are special tokens that are shown in any case."""
         assert all(stop_strings), "an empty stop string would stop before the first token"
-        self._stream = ByteStream(tokenizer, skip_special_tokens)
+        self._stream = ByteStream(tokenizer, skip_special_tokens, never_skipped)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._has_stops = bool(stop_strings)
         self._stops = _StopStrings(stop_strings)

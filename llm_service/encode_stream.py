@@ -14,7 +14,7 @@ from llm_service.call_ending import CallEnding
 from llm_service.config import EncoderPoolConfig
 from llm_service.encode_requests import chunk_requests, grant_request, open_request
 from llm_service.encoder_pool import EncoderConnection
-from llm_service.picture import Picture, PictureLayout, TileId
+from llm_service.picture import PartGrid, Picture, PictureLayout, TileId
 from llm_service.tile_ring import RingLease
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
@@ -364,7 +364,29 @@ def _picture_layout(medium: encoder_pb2.MediumLayout, picture: Picture) -> Pictu
     if part_tiles and (sum(part_tiles) != len(medium.tokens_per_tile) or 0 in part_tiles):
         raise Unavailable("the encoder's layout contradicts itself")
     fetched_hash = medium.content_hash if picture.url else b""
-    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles, fetched_hash)
+    return PictureLayout(tuple(medium.tokens_per_tile), part_tiles, fetched_hash, _grids(medium))
+
+
+def _grids(medium: encoder_pb2.MediumLayout) -> tuple[PartGrid, ...]:
+    if not medium.parts:
+        num_tiles = len(medium.tokens_per_tile)
+        return (
+            PartGrid(
+                medium.width, medium.height, medium.columns, medium.rows, medium.has_thumbnail, num_tiles
+            ),
+        )
+    return tuple(
+        PartGrid(
+            part.width,
+            part.height,
+            part.columns,
+            part.rows,
+            part.has_thumbnail,
+            part.num_tiles,
+            part.timestamp_s,
+        )
+        for part in medium.parts
+    )
 
 
 def _frames(event: EncodeEvent) -> Sequence[TileFrame]:

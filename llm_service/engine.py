@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as List
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
+from llm_service.grammar import Grammar, GrammarState
 from llm_service.messages import StepInput, TokenOutput, VisualRows
 from llm_service.sampler_row import SamplerRow
 from llm_service.scheduler import Schedule, Scheduler, TileGrant
@@ -51,10 +52,12 @@ class StepResult:
     progress: list[SequenceProgress]  # of sequences that got a token
     grants: list[TileGrant]
     has_computed: bool  # False: every sequence waits for tiles
+    failed: list[int] = field(default_factory=list)  # groups that were aborted: their grammars took too much
 
     def __add__(self, later: StepResult) -> StepResult:
         computed = self.has_computed or later.has_computed
-        return StepResult(self.progress + later.progress, self.grants + later.grants, computed)
+        failed = self.failed + later.failed
+        return StepResult(self.progress + later.progress, self.grants + later.grants, computed, failed)
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,12 @@ class Engine:
         self._rows: dict[Sequence, SamplerRow] = {}
         self._clocks: dict[Sequence, PrefillClock] = {}
 
-    def add(self, group: SequenceGroup) -> None:
+    def add(self, group: SequenceGroup, grammar: Grammar | None = None) -> None:
+        """`grammar` rules the text of every choice."""
         self.scheduler.add(group)
+        if grammar is not None:
+            for sequence in group.sequences:
+                self._make_row(sequence, grammar.start())
 
     def abort(self, group_id: int) -> None:
         """End all choices.  Granted slots stay the front end's until `close`."""
@@ -156,6 +163,7 @@ class Engine:
         step = self._under_way.popleft()
         samples = step.pending.collect()
         self._note_overlap(step)
+        failed = self._abort_failed(step.row_of)
         # Those that ended while it ran have no use for another token.
         progress = [
             SequenceProgress(sequence, [token], self._clocks[sequence])
@@ -164,7 +172,21 @@ class Engine:
         ]
         finished = self.scheduler.append((sequence, tokens[0].token_id) for sequence, tokens, _ in progress)
         self._forget(finished)
-        return StepResult(progress, self._release_grants(), has_computed=True)
+        for sequence, tokens, _ in progress:
+            row = self._rows.get(sequence)
+            if row is not None and row.grammar is not None:
+                row.grammar.accept(tokens[0].token_id)
+        return StepResult(progress, self._release_grants(), has_computed=True, failed=failed)
+
+    def _abort_failed(self, sampled: Iterable[Sequence]) -> list[int]:
+        """End the groups whose grammars gave up: what was sampled for them means nothing."""
+        failed = []
+        for sequence in sampled:
+            row = self._rows.get(sequence)
+            if row is not None and row.grammar is not None and row.grammar.has_failed:
+                failed.append(sequence.group.group_id)
+                self.abort(sequence.group.group_id)
+        return failed
 
     def _launch(self, schedule: Schedule) -> _StepUnderWay:
         now = time.monotonic_ns()
@@ -205,7 +227,7 @@ class Engine:
         self._held_grants += [grant for grant in held if grant.slot in reading]
         return [grant for grant in held if grant.slot not in reading]
 
-    def _make_row(self, sequence: Sequence) -> SamplerRow:
+    def _make_row(self, sequence: Sequence, grammar: GrammarState | None = None) -> SamplerRow:
         """Made at the first token and kept through preemption, so that a seed's draws go on."""
         group = sequence.group
         generator = None
@@ -218,6 +240,7 @@ class Engine:
             sequence.output_token_ids,
             tuple(group.stop_token_ids),
             generator,
+            grammar,
         )
         return row
 

@@ -58,6 +58,7 @@ class PromptInput:
     priority: int = 0
     cache_salt: bytes = b""
     shares_gpu: bool = False  # with the encoders
+    grammar: str = ""  # see AddRequest
 
 
 Event = RequestAccepted | SequenceOutput | SlotGrant | ServingError
@@ -199,6 +200,7 @@ class EngineClient:
                 priority=prompt.priority,
                 cache_salt=prompt.cache_salt,
                 shares_gpu=prompt.shares_gpu,
+                grammar=prompt.grammar,
             )
         )
         return request

@@ -13,6 +13,8 @@ from typing import IO
 
 from llm_service.engine import Engine, SequenceProgress, StepResult
 from llm_service.frame_socket import FrameSocket, encode_frame
+from llm_service.grammar import Grammar
+from llm_service.grammar_compiler import GrammarCompiler
 from llm_service.messages import (
     AbortChoice,
     AbortRequest,
@@ -67,8 +69,12 @@ class EngineHost:
         max_waiting: int,
         parent: IO[bytes] | None = None,
         max_failed_steps: int = MAX_FAILED_STEPS,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """`parent` is a pipe whose end of file means that whoever started the engine is gone."""
+        """`parent` is a pipe whose end of file means that whoever started the engine is gone.
+
+        Without `grammars`, requests that have one are refused.
+        """
         self._engine = engine
         self._listener = listener
         self._ready = ready
@@ -81,11 +87,15 @@ class EngineHost:
         self._max_failed_steps = max_failed_steps
         self._stopped = False
         self._last_beat_s = 0.0
+        self._grammars = grammars
+        self._unbuilt: dict[int, AddRequest] = {}  # by group: those that wait for their grammars
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         if parent is not None:
             self._selector.register(parent, selectors.EVENT_READ, self.stop)
+        if grammars is not None:
+            self._selector.register(grammars, selectors.EVENT_READ, self._admit_built)
 
     def stop(self) -> None:
         """Let `run` return after the current step; safe from other threads and signal handlers."""
@@ -171,13 +181,38 @@ class EngineHost:
         self._next_group_id += 1
         self._origins[group_id] = _Origin(front_end, message.request_id)
         front_end.group_of_request[message.request_id] = group_id
-        self._engine.add(_group(group_id, message))
-        self._send(front_end, RequestAccepted(message.request_id))
+        if message.grammar:
+            assert self._grammars is not None  # else it was refused
+            self._unbuilt[group_id] = message
+            self._grammars.submit(group_id, message.grammar)
+        else:
+            self._admit(group_id, message)
+
+    def _admit(self, group_id: int, message: AddRequest, grammar: Grammar | None = None) -> None:
+        self._engine.add(_group(group_id, message), grammar)
+        self._send(self._origins[group_id].front_end, RequestAccepted(message.request_id))
+
+    def _admit_built(self) -> None:
+        """Those whose grammars are ready now, unless they were closed meanwhile."""
+        assert self._grammars is not None
+        for group_id, grammar in self._grammars.take():
+            message = self._unbuilt.pop(group_id, None)
+            if message is None:
+                continue
+            if grammar is None:
+                text = "the response format cannot be enforced"
+                refusal = RequestRefused(message.request_id, "invalid_request", text)
+                self._send(self._origins[group_id].front_end, refusal)
+            else:
+                self._admit(group_id, message, grammar)
 
     def _refusal(self, message: AddRequest) -> RequestRefused | None:
-        if len(self._engine.scheduler.waiting) >= self._max_waiting:
+        if len(self._engine.scheduler.waiting) + len(self._unbuilt) >= self._max_waiting:
             text = f"{self._max_waiting} sequences are waiting already"
             return RequestRefused(message.request_id, "overloaded", text)
+        if message.grammar and self._grammars is None:
+            text = "this engine cannot enforce response formats"
+            return RequestRefused(message.request_id, "invalid_request", text)
         if not message.prompt_token_ids:
             return RequestRefused(message.request_id, "invalid_request", "the prompt has no tokens")
         longest = len(message.prompt_token_ids) + 1
@@ -196,6 +231,7 @@ class EngineHost:
             return
         if group_id in self._engine.scheduler.groups:
             front_end.stats = None
+        self._unbuilt.pop(group_id, None)
         self._engine.close(group_id)
         del self._origins[group_id]
 
@@ -239,6 +275,10 @@ class EngineHost:
         self._engine.scheduler.reset_prefix_cache()
 
     def _publish(self, result: StepResult) -> None:
+        for group_id in result.failed:
+            origin = self._origins[group_id]
+            text = "the response format takes too much to be enforced"
+            self._send(origin.front_end, RequestRefused(origin.request_id, "model_error", text))
         if not (result.progress or result.grants):
             return
         outputs: dict[_FrontEnd, list[SequenceOutput]] = {}

@@ -36,6 +36,8 @@ from llm_service.cuda_launcher import CudaLauncher, build_cuda_launcher
 from llm_service.engine import Engine
 from llm_service.engine_host import MAX_FAILED_STEPS, EngineHost
 from llm_service.engine_listener import EngineListener
+from llm_service.grammar import GrammarVocabulary
+from llm_service.grammar_compiler import GrammarCompiler, grammar_vocabulary
 from llm_service.kv_cache import KVCache
 from llm_service.messages import EngineReady
 from llm_service.model.config import DecoderConfig
@@ -48,6 +50,7 @@ from llm_service.rehearsal import hold, rehearse
 from llm_service.sampler import Sampler
 from llm_service.scheduler import Scheduler, SchedulerConfig
 from llm_service.step_launcher import StepLauncher, SynchronousLauncher
+from llm_service.tokenizer import load_tokenizer
 from llm_service.visual_memory import SHARED_MEMORY_DIR, VisualMemory
 from llm_service.visual_store import VisualStore
 from protos.checkpoint import Checkpoint, open_checkpoint
@@ -163,6 +166,8 @@ def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint, output: IO[s
 def _load_host(settings: EngineSettings, checkpoint: Checkpoint, listener: EngineListener) -> EngineHost:
     others = settings.engine.tensor_parallel_size - 1
     ranks = RankServer(Path(settings.ranks_path), others) if others else None
+    vocab_size = DecoderConfig.from_checkpoint(checkpoint).vocab_size
+    grammars = GrammarCompiler(lambda: _grammar_vocabulary(checkpoint, vocab_size))
     rank = Rank(settings, checkpoint)
     rank.rehearse()
     capacity = rank.plan_capacity(checkpoint)
@@ -182,8 +187,12 @@ def _load_host(settings: EngineSettings, checkpoint: Checkpoint, listener: Engin
     max_failed_steps = MAX_FAILED_STEPS if ranks is None else 1
     max_waiting = rank.config.max_waiting
     return EngineHost(
-        engine, listener.socket, ready, memory.fd, max_waiting, sys.stdin.buffer, max_failed_steps
+        engine, listener.socket, ready, memory.fd, max_waiting, sys.stdin.buffer, max_failed_steps, grammars
     )
+
+
+def _grammar_vocabulary(checkpoint: Checkpoint, vocab_size: int) -> GrammarVocabulary:
+    return grammar_vocabulary(load_tokenizer(checkpoint.folder), vocab_size)
 
 
 def _launcher(rank: Rank, capacity: Capacity, memory: VisualMemory, ranks: RankServer | None) -> StepLauncher:

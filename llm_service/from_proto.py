@@ -8,7 +8,10 @@ from itertools import count
 
 from llm_service.generation_input import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, MediaPart, Message, TextPart, VideoPart
+from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.templates import Call
+from llm_service.tools import Tool, ToolChoice, ToolUse
 from protos import encoder_pb2, language_model_pb2
 from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
 from protos.media import DEFAULT_NUM_FRAMES, FrameSampling, MediaKind
@@ -26,6 +29,12 @@ _PARTS: dict[str, Callable[[int], MediaPart]] = {
     "image": ImagePart,
     "video": VideoPart,
     "document": DocumentPart,
+}
+_TOOL_CHOICES = {
+    language_model_pb2.TOOL_CHOICE_AUTO: ToolChoice.AUTO,
+    language_model_pb2.TOOL_CHOICE_NONE: ToolChoice.NONE,
+    language_model_pb2.TOOL_CHOICE_REQUIRED: ToolChoice.REQUIRED,
+    language_model_pb2.TOOL_CHOICE_NAMED: ToolChoice.NAMED,
 }
 _NAMES = {MediaKind.IMAGE: "picture", MediaKind.VIDEO: "video", MediaKind.DOCUMENT: "document"}
 _SAMPLING_FIELDS = ("num_frames", "fps", "start_s", "end_s")
@@ -67,6 +76,7 @@ def generation_from_proto(
             field="prompt_token_ids",
         )
     _check_token_ids(request.prompt_token_ids, limits.vocab_size, "prompt_token_ids")
+    response_format = response_format_from_proto(request)
     messages = messages_from_proto(request.messages)
     media = list(_media(request, preprocessing, limits, find_upload))
     return GenerationInput(
@@ -77,7 +87,46 @@ def generation_from_proto(
         priority=request.priority,
         cache_salt=request.cache_salt,
         metadata=metadata,
+        response_format=response_format,
+        tools=tool_use_from_proto(request),
+        thinking=request.thinking.enabled if request.HasField("thinking") else None,
     )
+
+
+def tool_use_from_proto(request: language_model_pb2.GenerateRequest) -> ToolUse | None:
+    """None without tools.  Raises InvalidRequest, also for a forced call together with a response format."""
+    if not request.HasField("tools"):
+        return None
+    wire = request.tools
+    if wire.choice not in _TOOL_CHOICES:
+        raise InvalidRequest("choice: unknown", field="tools.choice")
+    tools = tuple(Tool(tool.name, tool.description, tool.parameters) for tool in wire.tools)
+    use = ToolUse(tools, _TOOL_CHOICES[wire.choice], wire.name, wire.single_call, tuple(wire.allowed))
+    use.validate()
+    if use.choice in (ToolChoice.REQUIRED, ToolChoice.NAMED):
+        if request.HasField("response_format"):
+            raise InvalidRequest("an answer is either a call or in a format", field="response_format")
+        if request.sampling.ignore_eos:
+            raise InvalidRequest("ignore_eos: an answer ends with its calls", field="sampling.ignore_eos")
+    return use
+
+
+def response_format_from_proto(request: language_model_pb2.GenerateRequest) -> ResponseFormat | None:
+    """None for free text.  Raises InvalidRequest where the end tokens are to be ignored."""
+    name = request.response_format.WhichOneof("format")
+    if name is None:
+        if request.HasField("response_format"):
+            raise InvalidRequest("response_format: name one format", field="response_format")
+        return None
+    if request.sampling.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos: an answer in a response format ends with its format", field="sampling.ignore_eos"
+        )
+    kind = FormatKind(name)
+    if kind is FormatKind.CHOICE:
+        return ResponseFormat(kind, choices=tuple(request.response_format.choice.texts))
+    text = "" if kind is FormatKind.JSON_OBJECT else str(getattr(request.response_format, name))
+    return ResponseFormat(kind, text)
 
 
 def detokenize_from_proto(request: language_model_pb2.DetokenizeRequest, limits: RequestLimits) -> list[int]:
@@ -101,6 +150,7 @@ def messages_from_proto(messages: Iterable[language_model_pb2.Message]) -> list[
                 _part(part, indexes, f"messages[{position}].parts[{number}]")
                 for number, part in enumerate(message.parts)
             ),
+            tuple(Call(call.name, call.arguments) for call in message.tool_calls),
         )
         for position, message in enumerate(messages)
     ]

@@ -12,16 +12,20 @@ from itertools import islice
 
 import torch
 
+from llm_service.answer_parser import AnswerParser
 from llm_service.choice import Choice, ChoiceDelta, ChoiceFinished
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.engine_client import EngineClient, EngineRequest, Event, PromptInput
 from llm_service.generation_clock import GenerationClock, GenerationTimings
 from llm_service.generation_input import GenerationInput, hash_media
+from llm_service.grammar_checks import GrammarChecks
 from llm_service.messages import PromptTile, RequestAccepted, SequenceOutput, SlotGrant
-from llm_service.picture import Picture, PictureLayout, TileId
+from llm_service.picture import PartGrid, Picture, PictureLayout, TileId
 from llm_service.prompt import PlaceholderRange, PromptBuilder, PromptLayout, TextPart
+from llm_service.templates import Asks
 from llm_service.tokenizer import Tokenizer
+from llm_service.tools import ToolChoice
 from protos.errors import ContextLengthExceeded, DeadlineExceeded, ModelError, ServingError
 
 # Some 50 ms of tokenization.
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class GenerationStarted:
     prompt_tokens: int
+    media: tuple[tuple[PartGrid, ...], ...] = ()  # of each medium its parts
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Backends:
     layouts: LayoutCache
     tokenizer: Tokenizer
     prompts: PromptBuilder
+    grammars: GrammarChecks
     request_timeout_s: float
     # One at a time: a few texts of megabytes must not take all threads from the prompts of others.
     long_texts: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "long-texts"))
@@ -76,9 +82,11 @@ class Generation:
         self._tile_ids: list[TileId] = []  # by tile index of the engine
         self._grants: dict[TileId, SlotGrant] = {}
         self._cached_tokens = 0
+        self._opens_thinking = False
         self._deadline: asyncio.TimerHandle | None = None
         self._on_change: Callable[[], None] | None = None
         self._prompt_tokens = self._visual_tokens = 0
+        self._grids: tuple[tuple[PartGrid, ...], ...] = ()
         self._started: GenerationStarted | None = None  # not taken yet
         self._choices: list[Choice] = []
         self._touched: dict[int, Choice] = {}  # with something that nobody has taken yet
@@ -113,11 +121,12 @@ class Generation:
         """
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(self._backends.request_timeout_s, self._expire)
-        prompt = await self._prompt_input()
+        grammar = await self._grammar()
+        prompt = await self._prompt_input(grammar)
         params = prompt.params
         stops = frozenset(prompt.stop_token_ids)
         tokenizer = self._backends.tokenizer
-        self._choices = [Choice(index, params, stops, tokenizer) for index in range(params.n)]
+        self._choices = [Choice(index, params, stops, tokenizer, self._parser()) for index in range(params.n)]
         self._prompt_tokens = len(prompt.token_ids)
         self._visual_tokens = sum(tile.num_tokens for tile in prompt.tiles)
         self._on_change = on_change
@@ -161,7 +170,7 @@ class Generation:
             if isinstance(event, SequenceOutput):
                 self._push(event)
             elif isinstance(event, RequestAccepted):
-                self._started = GenerationStarted(self._prompt_tokens)
+                self._started = GenerationStarted(self._prompt_tokens, self._grids)
             else:
                 assert isinstance(event, ServingError)
                 self.error = self.error or event
@@ -221,7 +230,31 @@ class Generation:
         else:
             self._engine_request.post(error)
 
-    async def _prompt_input(self) -> PromptInput:
+    async def _grammar(self) -> str:
+        request, grammars = self._request, self._backends.grammars
+        if request.response_format is not None:
+            return await grammars.grammar(request.response_format, bool(request.thinking))
+        if request.tools is not None:
+            form = self._backends.prompts.call_form
+            return await grammars.call_grammar(request.tools, form, bool(request.thinking))
+        return ""
+
+    def _parser(self) -> AnswerParser | None:
+        use, thinking = self._request.tools, self._request.thinking
+        has_tools = use is not None and bool(use.shown)
+        if not has_tools and thinking is None:
+            return None
+        is_single = use is not None and (use.single_call or use.choice is ToolChoice.NAMED)
+        return AnswerParser(
+            reasoning=thinking is not None,
+            tools=has_tools,
+            in_reasoning=thinking is not None and self._opens_thinking,
+            max_calls=int(is_single),
+            form=self._backends.prompts.call_form,
+            names=() if use is None else use.allowed,
+        )
+
+    async def _prompt_input(self, grammar: str) -> PromptInput:
         request, prompts, encoders = self._request, self._backends.prompts, self._backends.encoders
         text, pictures = await self._text_and_pictures()
         layouts = await self._layout(pictures) if pictures else []
@@ -229,6 +262,7 @@ class Generation:
             text = await self._text([len(layout.num_tiles_of_parts) for layout in layouts])
             if self.error is not None:  # meanwhile
                 raise self.error
+        self._grids = tuple(layout.grids for layout in layouts)
         # No await from here to `submit`: the encoder's errors go to the engine request.
         prompt = text.expand([tokens for layout in layouts for tokens in layout.tokens_per_part])
         self._clock.note_layout()
@@ -243,6 +277,7 @@ class Generation:
             priority=request.priority,
             cache_salt=request.cache_salt,
             shares_gpu=bool(layouts) and encoders.are_on(self._backends.engine.ready.gpu_uuid),
+            grammar=grammar,
         )
 
     async def _text_and_pictures(self) -> tuple[PromptLayout, list[Picture]]:
@@ -263,11 +298,20 @@ class Generation:
             # Megabytes of text take seconds: other requests' tokens must not wait for them.
             executor = self._backends.long_texts if self._has_long_text() else None
             loop = asyncio.get_running_loop()
-            text = await loop.run_in_executor(executor, prompts.layout, self._request.messages, num_parts)
+            asks = self._asks()
+            text = await loop.run_in_executor(
+                executor, prompts.layout, self._request.messages, num_parts, asks
+            )
+            self._opens_thinking = text.opens_thinking
         else:
             text = PromptLayout(self._request.prompt_token_ids, [], prompts.context_id)
         self._max_tokens(text.num_text_tokens)
         return text
+
+    def _asks(self) -> Asks:
+        use = self._request.tools
+        shown = () if use is None else use.shown
+        return Asks(tuple(tool.definition() for tool in shown), self._request.thinking)
 
     def _has_long_text(self) -> bool:
         parts = (part for message in self._request.messages for part in message.parts)

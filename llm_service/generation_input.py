@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from llm_service.picture import Picture
 from llm_service.prompt import Message
+from llm_service.response_format import ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.tools import ToolUse
 from protos.fingerprint import content_hash
 from protos.media import FrameSampling, MediaKind
 from protos.request_context import Metadata
@@ -36,6 +38,9 @@ class GenerationInput:
     priority: int
     cache_salt: bytes
     metadata: Metadata  # request id and trace context, for the encoder
+    response_format: ResponseFormat | None = None
+    tools: ToolUse | None = None
+    thinking: bool | None = None  # None: the model's own habit
 
 
 def hash_media(media: Sequence[MediumInput], fingerprint: bytes) -> list[Picture]:

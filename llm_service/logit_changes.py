@@ -1,4 +1,4 @@
-"""What a row's parameters do to its logits before a token is drawn: penalties, bias, end tokens."""
+"""What a row's parameters do to its logits before a token is drawn: penalties, bias, end tokens, grammars."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from llm_service.grammar import WORD_BITS
 from llm_service.sampler_row import SamplerRow
 
 
@@ -47,6 +48,22 @@ def forbid_stops(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) -
     if entries:
         indexes, ids = zip(*entries, strict=True)
         logits[_to(np.array(indexes), logits), _to(np.array(ids), logits)] = -torch.inf
+
+
+def apply_grammars(logits: torch.Tensor, rows: Sequence[tuple[int, SamplerRow]]) -> None:
+    """Forbid what the rows' grammars do not allow: bits are found on the host, spread on the device."""
+    ruled = [(index, row, row.grammar) for index, row in rows if row.grammar is not None]
+    if not ruled:
+        return
+    num_words = ruled[0][2].num_words
+    words = torch.empty(len(ruled), num_words, dtype=torch.int32, pin_memory=logits.is_cuda)
+    for place, (_, row, _) in enumerate(ruled):
+        row.fill_mask(words[place].numpy())
+    bits = torch.arange(WORD_BITS, dtype=torch.int32, device=logits.device)
+    spread = words.to(logits.device, non_blocking=True)[:, :, None] >> bits  # [num_ruled, num_words, 32]
+    allowed = (spread & 1).bool().flatten(1)[:, : logits.shape[1]]
+    at = _to(np.array([index for index, _, _ in ruled]), logits)
+    logits.index_copy_(0, at, logits.index_select(0, at).masked_fill_(~allowed, -torch.inf))
 
 
 def _to(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], like: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     priority: int
     cache_salt: bytes
     shares_gpu: bool = False  # with the encoders: tiles and prefill take turns
+    grammar: str = ""  # that every choice's text has to fulfil; empty: none
 
 
 class TileStored(msgspec.Struct, frozen=True, tag=True):
@@ -112,7 +113,7 @@ class RequestAccepted(msgspec.Struct, frozen=True, tag=True):
 
 
 class RequestRefused(msgspec.Struct, frozen=True, tag=True):
-    """The request was not admitted, or its step failed (reason "model_error").
+    """The request was not admitted, its step failed, or its grammar took too much (reason "model_error").
 
     Other reasons: "overloaded", "context_length_exceeded", "invalid_request".
     """

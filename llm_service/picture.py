@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from protos.media import FrameSampling, MediaKind
@@ -24,10 +24,24 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class PartGrid:
+    """How one picture, frame or page was cut.  For people to look at: nothing is computed from it."""
+
+    width: int  # pixels, upright
+    height: int
+    columns: int
+    rows: int
+    has_thumbnail: bool
+    num_tiles: int  # with the thumbnail
+    timestamp_s: float = 0.0  # of a frame
+
+
+@dataclass(frozen=True)
 class PictureLayout:
     tokens_per_tile: tuple[int, ...]
     part_tiles: tuple[int, ...] = ()  # tiles of each frame or page; of a picture nothing
     fetched_hash: bytes = b""  # of a URL: the content hash of what the encoder found there
+    grids: tuple[PartGrid, ...] = field(default=(), compare=False)  # of each frame or page; of a picture one
 
     @property
     def num_tiles_of_parts(self) -> tuple[int, ...]:

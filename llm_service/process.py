@@ -17,6 +17,7 @@ from llm_service.engine_client import EngineClient
 from llm_service.engine_processes import EngineProcesses
 from llm_service.generation import Backends
 from llm_service.generation_config import read_generation_config
+from llm_service.grammar_checks import GrammarChecks
 from llm_service.metrics import watch_load
 from llm_service.prompt import PromptBuilder
 from llm_service.sampling_params import SamplingParams
@@ -53,6 +54,8 @@ async def serve(config: LLMConfig, on_ready: Callable[[int], None]) -> None:
         backends = _backends(config, checkpoint, engine)
         backends.encoders.start()
         stack.push_async_callback(backends.encoders.close)
+        stack.push_async_callback(backends.grammars.close)
+        await backends.grammars.start()
         preprocessing = Preprocessing.from_checkpoint(checkpoint)
         servicer = LanguageModelServicer(config, preprocessing, sampling_defaults, backends)
         servicer.add_to(server.grpc)
@@ -149,6 +152,7 @@ def _backends(config: LLMConfig, checkpoint: Checkpoint, engine: EngineClient) -
     tokenizer = load_tokenizer(checkpoint.folder)
     return Backends(
         engine=engine,
+        grammars=GrammarChecks(tokenizer.strips_leading_space),
         encoders=EncoderPool(config.encoder_pool, FingerprintBase(checkpoint)),
         layouts=LayoutCache(),
         tokenizer=tokenizer,

@@ -8,17 +8,20 @@ Knows nothing about pixels; how many visual tokens an image takes is told from o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_service.templates import IMAGE_MARKER, ChatTemplate, Turn, load_template
+from llm_service.answer_parser import THINK_START
+from llm_service.call_form import CallForm, find_call_form
+from llm_service.templates import IMAGE_MARKER, NOTHING, Asks, Call, ChatTemplate, Turn, load_template
 from llm_service.tokenizer import Tokenizer, alternation
 from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
 from protos.errors import InvalidRequest, ModelError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 # InternVL's examples and the -HF processor have it so; a template ends the line behind each picture.
 FRAME_LABEL = "Frame{}: "
 
@@ -63,6 +66,7 @@ MediaPart = ImagePart | VideoPart | DocumentPart
 class Message:
     role: str
     parts: tuple[TextPart | MediaPart, ...]
+    calls: tuple[Call, ...] = ()  # of an assistant
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class PromptLayout:
     token_ids: list[int]
     image_offsets: list[int]
     context_id: int
+    opens_thinking: bool = False  # what comes is reasoning already
 
     @property
     def num_text_tokens(self) -> int:
@@ -166,8 +171,12 @@ class PromptBuilder:
             names.get("context_image_token", default.context),
             names.get("end_image_token", default.end),
         )
-        template = load_template(checkpoint, tokenizer.named_tokens)
+        template = load_template(checkpoint, tokenizer.named_tokens, find_call_form(tokenizer.special_tokens))
         return cls(tokenizer, template, image_tokens, _eos_ids(checkpoint))
+
+    @property
+    def call_form(self) -> CallForm:
+        return self._template.call_form
 
     def build(
         self,
@@ -183,7 +192,9 @@ class PromptBuilder:
         """
         return self.layout(messages, num_parts).expand(image_tokens)
 
-    def layout(self, messages: Sequence[Message], num_parts: Sequence[int] | None = None) -> PromptLayout:
+    def layout(
+        self, messages: Sequence[Message], num_parts: Sequence[int] | None = None, asks: Asks = NOTHING
+    ) -> PromptLayout:
         """What `build` can say before any picture's size is known; raises as it does.
 
         Medium i has `num_parts[i]` frames or pages; one each as long as nobody knows.
@@ -193,12 +204,20 @@ class PromptBuilder:
         if not turns:
             raise InvalidRequest("at least one message is needed", field="messages")
         num_images = sum(counts)
-        rendered = self._marker.sub(lambda _: self._image_text, self._template.render(turns))
+        rendered = self._marker.sub(
+            lambda _: self._image_text, self._template.render(turns, self._hidden_asks(asks))
+        )
         ids = self._encode(rendered)
         offsets = [offset for offset, token_id in enumerate(ids) if token_id == self.context_id]
         if len(offsets) != num_images:
             raise ModelError(f"chat template: {len(offsets)} image markers for {num_images} images")
-        return PromptLayout(ids, offsets, self.context_id)
+        opens_thinking = rendered.rstrip("\n").endswith(THINK_START)
+        return PromptLayout(ids, offsets, self.context_id, opens_thinking)
+
+    def _hidden_asks(self, asks: Asks) -> Asks:
+        """Nothing that a tool's definition spells is a special token."""
+        tools = (json.loads(self._hide(json.dumps(tool, ensure_ascii=False))) for tool in asks.tools)
+        return Asks(tuple(tools), asks.thinking)
 
     def _encode(self, rendered: str) -> list[int]:
         """Ids of the whole string: special tokens where the template put them, nowhere else."""
@@ -218,7 +237,8 @@ class PromptBuilder:
             if isinstance(part, MediaPart) and message.role != "user":
                 field = f"messages[{position}].parts[{number}]"
                 raise InvalidRequest("images are allowed in user messages only", field=field)
-        return Turn(message.role, tuple(self._content(message.parts, counts)))
+        calls = tuple(Call(self._hide(call.name), self._hide(call.arguments)) for call in message.calls)
+        return Turn(message.role, tuple(self._content(message.parts, counts)), calls)
 
     def _content(self, parts: Iterable[TextPart | MediaPart], counts: Sequence[int]) -> Iterator[str | None]:
         """Neighbouring texts become one before hiding: together they may spell a special token."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from llm_service.candidates import Candidates
-from llm_service.logit_changes import apply_bias, apply_penalties, forbid_stops
+from llm_service.logit_changes import apply_bias, apply_grammars, apply_penalties, forbid_stops
 from llm_service.row_tensors import tensor_on
 from llm_service.sampled_tokens import ChosenTokens, RawLogprobs, SampledToken
 from llm_service.sampler_row import SamplerRow
@@ -44,7 +44,8 @@ class Sampler:
     ) -> ChosenTokens:
         """One token per row; where `mask` is False a token is forbidden.
 
-        Order as in transformers: penalties, logit_bias, min_tokens, mask, temperature, top_k, top_p, min_p.
+        Order as in transformers: penalties, logit_bias, min_tokens, grammar, mask, temperature, top_k,
+        top_p, min_p.
         Queued on the device; only top_p without top_k waits for it, to see whether its nucleus was covered.
         """
         assert logits.dtype == torch.float32 and len(rows) == len(logits)
@@ -54,6 +55,7 @@ class Sampler:
             apply_penalties(logits, altered)
             apply_bias(logits, altered)
             forbid_stops(logits, altered)
+            apply_grammars(logits, altered)
         if mask is not None:
             logits.masked_fill_(~mask, -torch.inf)
         token_ids = self._choose(logits, rows)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from llm_service.grammar import GrammarState, Words
 from llm_service.sampling_params import SamplingParams
 
 MIN_TEMPERATURE = 1e-5  # below it, division could overflow and the draw is greedy anyway
@@ -19,6 +20,7 @@ class SamplerRow:
     `output_token_ids` is the sequence's own growing list; tokens are counted once, as they appear.
     `prompt_token_ids` has no placeholder ids. `stop_token_ids` are forbidden while fewer than
     `params.min_tokens` tokens are out. Without a generator the draw is not repeatable.
+    `grammar` stands behind the latest output token.
     """
 
     def __init__(
@@ -28,14 +30,18 @@ class SamplerRow:
         output_token_ids: Sequence[int],
         stop_token_ids: Sequence[int] = (),
         generator: torch.Generator | None = None,
+        grammar: GrammarState | None = None,
     ) -> None:
         self.params = params
         self.stop_token_ids = tuple(stop_token_ids)
         self.generator = generator
+        self.grammar = grammar
         self.is_greedy = params.temperature < MIN_TEMPERATURE
         repeats = params.repetition_penalty != 1.0
         self.has_penalties = bool(repeats or params.presence_penalty or params.frequency_penalty)
-        self.alters_logits = bool(self.has_penalties or params.logit_bias or params.min_tokens)
+        self.alters_logits = bool(
+            self.has_penalties or params.logit_bias or params.min_tokens or grammar is not None
+        )
         # Nothing but the largest logit is asked for.
         self.is_plain = self.is_greedy and not self.alters_logits and params.logprobs is None
         self._prompt_token_ids = prompt_token_ids if repeats else ()
@@ -53,14 +59,21 @@ class SamplerRow:
     @property
     def needs_output(self) -> bool:
         """Whether the next token can be chosen only when all tokens before it are known."""
-        return self.alters_logits and (
-            self.has_penalties or len(self._output_token_ids) < self.params.min_tokens
-        )
+        return self.alters_logits and (self.has_penalties or self.grammar is not None or self._is_short)
 
     @property
     def forbidden_ids(self) -> tuple[int, ...]:
-        short = len(self._output_token_ids) < self.params.min_tokens
-        return self.stop_token_ids if short else ()
+        """Where there is a grammar, `fill_mask` says so: a finished answer has to end."""
+        return self.stop_token_ids if self._is_short and self.grammar is None else ()
+
+    def fill_mask(self, words: Words) -> None:
+        """Bit i of `words` says whether the grammar allows token i."""
+        assert self.grammar is not None
+        self.grammar.fill(words, self.stop_token_ids, may_end=not self._is_short)
+
+    @property
+    def _is_short(self) -> bool:
+        return len(self._output_token_ids) < self.params.min_tokens
 
     def top_k(self, vocab_size: int) -> int:
         """Number of likeliest tokens to keep, 0 for all."""

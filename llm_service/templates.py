@@ -7,15 +7,38 @@ Knows nothing about tokens and how many of them an image takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from llm_service.call_form import HERMES, CallForm
 from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
 from protos.errors import InvalidRequest
 
 IMAGE_MARKER = "<image>"
-END_OF_TURN = "<|im_end|>"
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+
+
+# Upstream's R1 prompt, of InternVL3.5: the only switch that its models know.
+THINKING_SYSTEM = (
+    "You are an AI assistant that rigorously follows this response protocol:\n\n"
+    "1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, "
+    "and reason through the problem step-by-step. Enclose this entire thinking process within <think> and "
+    "</think> tags.\n\n"
+    "2. After the thinking section, provide a clear, concise, and direct answer to the user's question. "
+    "Separate the answer from the think section with a newline.\n\n"
+    "Ensure that the thinking process is thorough but remains focused on the query. The final answer should "
+    "be standalone and not reference the thinking section."
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call in the history; `arguments` is JSON."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,64 @@ class Turn:
 
     role: str
     content: tuple[str | None, ...]
+    calls: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asks:
+    """What a request asks for beside its messages: tools' definitions, and thinking or not (None: either)."""
+
+    tools: tuple[dict[str, Any], ...] = ()
+    thinking: bool | None = None
+
+
+def in_words(turns: Sequence[Turn], asks: Asks, default_system: str, form: CallForm = HERMES) -> list[Turn]:
+    """The same conversation for a template that knows neither tools nor thinking.
+
+    Roles that are not of the conversation's are the form's own, and stand as they are behind a turn's start.
+    """
+    told = [_told(turn, form) for turn in turns]
+    system = default_system
+    is_own = bool(asks.tools or asks.thinking) and bool(told) and told[0].role == "system"
+    if is_own:
+        system = _join(told.pop(0).content)
+    if asks.thinking:
+        own = "" if system == default_system else f"\n\n{system}"
+        system = THINKING_SYSTEM + own
+    tools = form.tools_text(asks.tools) if asks.tools else ""
+    if tools and not form.tools_role:
+        system = f"{system}\n\n{tools}" if system else tools
+    head = [Turn("system", (system,))] if is_own or system != default_system else []
+    if tools and form.tools_role:
+        head.append(Turn(form.tools_role, (tools,)))
+    return [*head, *_merged(told)]
+
+
+def _told(turn: Turn, form: CallForm) -> Turn:
+    if turn.role == "tool":
+        return Turn(form.answer_role or "tool", (form.answer_text(_join(turn.content)),))
+    if turn.calls:
+        calls = form.between_calls.join(form.call_text(call.name, call.arguments) for call in turn.calls)
+        return Turn(turn.role, (*turn.content, form.between_calls + calls if turn.content else calls))
+    return turn
+
+
+def _merged(turns: Sequence[Turn]) -> Iterator[Turn]:
+    """Tools' answers one after the other are one turn of the user."""
+    answers: list[str] = []
+    for turn in turns:
+        if turn.role == "tool":
+            answers.append(_join(turn.content))
+            continue
+        if answers:
+            yield Turn("user", ("\n".join(answers),))
+            answers = []
+        yield turn
+    if answers:
+        yield Turn("user", ("\n".join(answers),))
+
+
+NOTHING = Asks()
 
 
 class ChatTemplate(Protocol):
@@ -33,7 +114,11 @@ class ChatTemplate(Protocol):
     def stop_tokens(self) -> tuple[str, ...]:
         """Tokens that end the assistant's turn."""
 
-    def render(self, turns: Sequence[Turn]) -> str:
+    @property
+    def call_form(self) -> CallForm:
+        """How the model was told to call tools."""
+
+    def render(self, turns: Sequence[Turn], asks: Asks = NOTHING) -> str:
         """The prompt with an image marker (`<image>` or `<IMG_CONTEXT>`) for every image."""
 
 
@@ -50,13 +135,15 @@ class ConversationTemplate:
     assistant_suffix: str
     answer_prefix: str
     stop_tokens: tuple[str, ...]
+    call_form: CallForm = HERMES
 
-    def render(self, turns: Sequence[Turn]) -> str:
+    def render(self, turns: Sequence[Turn], asks: Asks = NOTHING) -> str:
         """The default system message stands in unless the first turn is the caller's own.
 
         Raises:
             InvalidRequest: a system message that is not the first message.
         """
+        turns = in_words(turns, asks, self.system_message, self.call_form)
         own_system = turns[0].role == "system"
         system = _join(turns[0].content) if own_system else self.system_message
         text = self.system_prefix + system + self.system_suffix
@@ -71,7 +158,9 @@ class ConversationTemplate:
     def _turn(self, turn: Turn) -> str:
         if turn.role == "user":
             return self.user_prefix + _join(turn.content) + self.user_suffix
-        return self.assistant_prefix + _join(turn.content) + self.assistant_suffix
+        if turn.role == "assistant":
+            return self.assistant_prefix + _join(turn.content) + self.assistant_suffix
+        return f"{START_OF_TURN}{turn.role}\n{_join(turn.content)}{self.user_suffix}"
 
 
 @dataclass(frozen=True)
@@ -80,25 +169,37 @@ class JinjaTemplate:
 
     source: str
     variables: Mapping[str, str] = field(default_factory=dict)
+    call_form: CallForm = HERMES
 
     @property
     def stop_tokens(self) -> tuple[str, ...]:
         return (END_OF_TURN,) if END_OF_TURN in self.source else ()
 
-    def render(self, turns: Sequence[Turn]) -> str:
-        """
+    def render(self, turns: Sequence[Turn], asks: Asks = NOTHING) -> str:
+        """What the template does not know is said in words.
+
         Raises:
             InvalidRequest: the template refuses the conversation, as some do for an order of roles.
         """
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages = [{"role": turn.role, "content": _jinja_content(turn)} for turn in turns]
+        knows_tools, knows_thinking = "tools" in self.source, "enable_thinking" in self.source
+        options: dict[str, Any] = {}
+        if knows_tools and asks.tools:
+            options["tools"] = list(asks.tools)
+        if knows_thinking and asks.thinking is not None:
+            options["enable_thinking"] = asks.thinking
+        untold = Asks(() if knows_tools else asks.tools, None if knows_thinking else asks.thinking)
+        if not knows_tools or untold.thinking:
+            turns = in_words(turns, untold, "", self.call_form)
+        messages = [_jinja_message(turn) for turn in turns]
         try:
             rendered, _ = render_jinja_template(
                 conversations=[messages],
                 chat_template=self.source,
                 add_generation_prompt=True,
+                **options,
                 **self.variables,
             )
         except TemplateError as error:
@@ -109,6 +210,24 @@ class JinjaTemplate:
 
 def _join(content: Sequence[str | None]) -> str:
     return "".join(f"{IMAGE_MARKER}\n" if text is None else text for text in content)
+
+
+def _jinja_message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": _jinja_content(turn)}
+    if turn.calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            for call in turn.calls
+        ]
+    return message
+
+
+def _parsed(arguments: str) -> Any:
+    """An object, which templates expect; text that is no JSON stays text."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _jinja_content(turn: Turn) -> str | list[dict[str, str]]:
@@ -172,25 +291,31 @@ CONVERSATION_TEMPLATES: Mapping[str, ConversationTemplate] = {
 }
 
 
-def load_template(checkpoint: Checkpoint, variables: Mapping[str, str]) -> ChatTemplate:
+def load_template(
+    checkpoint: Checkpoint, variables: Mapping[str, str], call_form: CallForm = HERMES
+) -> ChatTemplate:
     """The template the checkpoint was trained with; `variables` go to a Jinja template.
+
+    `call_form` is taken where the template can say it.
 
     Raises:
         CheckpointError: an unknown template name, no Jinja template, or one that does not compile.
     """
     if checkpoint.format is CheckpointFormat.HF:
-        return _load_jinja(checkpoint, variables)
+        return _load_jinja(checkpoint, variables, call_form)
     name = str(checkpoint.config.get("template"))
     if name not in CONVERSATION_TEMPLATES:
         known = ", ".join(CONVERSATION_TEMPLATES)
         raise CheckpointError(f"{checkpoint.folder}/config.json: template is {name!r}; supported: {known}")
     template = CONVERSATION_TEMPLATES[name]
+    if template.user_prefix.startswith(START_OF_TURN):
+        template = replace(template, call_form=call_form)
     # A null system_message means "the default", although upstream's code would render "None".
     system = checkpoint.config.get("system_message")
     return template if system is None else replace(template, system_message=system)
 
 
-def _load_jinja(checkpoint: Checkpoint, variables: Mapping[str, str]) -> JinjaTemplate:
+def _load_jinja(checkpoint: Checkpoint, variables: Mapping[str, str], call_form: CallForm) -> JinjaTemplate:
     template = JinjaTemplate(_jinja_source(checkpoint), variables)
     try:
         template.render([Turn("user", ("",))])
@@ -198,7 +323,19 @@ def _load_jinja(checkpoint: Checkpoint, variables: Mapping[str, str]) -> JinjaTe
         raise CheckpointError(
             f"{checkpoint.folder}: the chat template does not render a user message"
         ) from error
-    return template
+    return replace(template, call_form=call_form) if _can_say(template, call_form) else template
+
+
+def _can_say(template: JinjaTemplate, form: CallForm) -> bool:
+    """Whether it knows the form, or knows nothing of tools and writes roles as they are."""
+    if "tools" in template.source:
+        return form.start in template.source
+    roles = [role for role in (form.tools_role, form.answer_role) if role]
+    try:
+        rendered = template.render([*(Turn(role, ("",)) for role in roles), Turn("user", ("",))])
+    except InvalidRequest:
+        return False
+    return all(f"{START_OF_TURN}{role}\n" in rendered for role in roles)
 
 
 def _jinja_source(checkpoint: Checkpoint) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+from llm_service.answer_parser import CallStart
 from llm_service.choice import ChoiceDelta, ChoiceFinished, Logprob, TokenLogprobs
 from llm_service.generation import GenerationEvent, GenerationStarted, GenerationUsage
-from protos import language_model_pb2
+from llm_service.picture import PartGrid
+from protos import encoder_pb2, language_model_pb2
 
 _FINISH_REASONS = {
     "stop": language_model_pb2.FINISH_REASON_STOP,
     "length": language_model_pb2.FINISH_REASON_LENGTH,
+    "tool_calls": language_model_pb2.FINISH_REASON_TOOL_CALLS,
 }
 
 
@@ -31,8 +37,15 @@ def set_event(
     elif isinstance(event, GenerationStarted):
         target.started.request_id = request_id
         target.started.prompt_tokens = event.prompt_tokens
+        target.started.media.extend(map(_medium_parts, event.media))
     else:
         target.usage.CopyFrom(_usage(event))
+
+
+def _medium_parts(grids: Sequence[PartGrid]) -> language_model_pb2.MediumParts:
+    return language_model_pb2.MediumParts(
+        parts=[encoder_pb2.PartLayout(**dataclasses.asdict(grid)) for grid in grids]
+    )
 
 
 def _set_delta(target: language_model_pb2.Delta, delta: ChoiceDelta) -> None:
@@ -40,6 +53,13 @@ def _set_delta(target: language_model_pb2.Delta, delta: ChoiceDelta) -> None:
     target.token_ids.extend(delta.token_ids)
     if delta.index:
         target.index = delta.index
+    if delta.reasoning:
+        target.reasoning = delta.reasoning
+    for piece in delta.tool_calls:
+        if isinstance(piece, CallStart):
+            target.tool_calls.add(index=piece.index, name=piece.name)
+        else:
+            target.tool_calls.add(index=piece.index, arguments=piece.text)
     if delta.logprobs:
         target.logprobs.extend(_token_logprobs(logprobs) for logprobs in delta.logprobs)
 

@@ -125,14 +125,19 @@ class Tokenizer:
 class ByteStream:
     """The visible bytes of a growing token sequence, one token at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, skip_special_tokens: bool, never_skipped: Iterable[str] = ()
+    ) -> None:
+        """`never_skipped` are special tokens that are shown in any case."""
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._never_skipped = frozenset(map(tokenizer.token_id, never_skipped))
         self._at_start = True
 
     def push(self, token_id: int) -> bytes:
         tokenizer = self._tokenizer
-        if self._skip_special_tokens and tokenizer.is_special(token_id):
+        is_skipped = tokenizer.is_special(token_id) and token_id not in self._never_skipped
+        if self._skip_special_tokens and is_skipped:
             return b""
         data = tokenizer.token_bytes(token_id)
         if data and self._at_start:

@@ -40,7 +40,7 @@ print("returned", flush=True)
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/none", 404, "unknown_url"),
         ("GET", "/v1", 404, "unknown_url"),
         ("POST", "/v1/v1/chat/completions", 404, "unknown_url"),
         ("POST", "/v1/chat/completions/", 404, "unknown_url"),

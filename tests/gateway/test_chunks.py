@@ -9,7 +9,7 @@ import pytest
 
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Reply
-from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
+from gateway.events import Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
 from protos.errors import ModelError
 
 
@@ -81,3 +81,34 @@ def test_a_stream_ends_only_after_all_choices_and_the_usage() -> None:
             encoder.end()
     encoder.encode(Finished(1, "stop"))
     assert encoder.end() == b"data: [DONE]\n\n"
+
+
+MEDIA = ((Part(640, 480, 4, 3, True, 13),), (Part(64, 48, 1, 1, False, 1, 0.5),))
+
+
+def test_details_are_said_to_those_who_ask() -> None:
+    encoder = encoder_of(include_usage=True, details=True)
+    events = (Started(7, MEDIA), Delta(0, "a", 1), Finished(0, "stop"))
+    first, *_ = chunks_of(encoder, *events)
+    (last,) = chunks_of(encoder, Usage(7, 1, timings=Timings(1, 2, 3, 4, 5, 6.00049)))
+    assert first["choices"] == [] and first["usage"] is None
+    picture, clip = first["details"]["media"]
+    assert picture == [
+        {
+            "width": 640,
+            "height": 480,
+            "columns": 4,
+            "rows": 3,
+            "thumbnail": True,
+            "tiles": 13,
+            "timestamp_s": 0,
+        }
+    ]
+    assert clip[0]["timestamp_s"] == 0.5
+    names = ("layout", "encode", "queue", "prefill", "decode", "total")
+    assert last["details"] == {"timings_ms": dict(zip(names, (1, 2, 3, 4, 5, 6), strict=True))}
+
+
+def test_others_get_no_details() -> None:
+    events = (Started(7, MEDIA), Delta(0, "a", 1), Usage(7, 1, timings=Timings(1, 2, 3, 4, 5, 6)))
+    assert not [c for c in chunks_of(encoder_of(include_usage=True), *events) if "details" in c]

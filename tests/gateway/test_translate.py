@@ -9,7 +9,7 @@ import pytest
 
 from gateway.conversation import Clip, Document, Picture, Text, Turn
 from gateway.errors import RequestError
-from gateway.events import Delta, Finished, Started, TokenLogprob, Usage
+from gateway.events import Delta, Finished, Part, Started, Timings, TokenLogprob, Usage
 from gateway.parsing import parse_request
 from gateway.schema import ChatCompletionRequest
 from gateway.translate import (
@@ -190,6 +190,20 @@ def test_events_come_back_as_values() -> None:
         Finished(0, "stop"),
         Usage(prompt_tokens=10, completion_tokens=4, cached_tokens=2, image_tokens=6),
     ]
+
+
+def test_what_was_cut_and_how_long_it_took() -> None:
+    part = encoder_pb2.PartLayout(width=640, height=480, columns=4, rows=3, has_thumbnail=True, num_tiles=13)
+    begun = started(5)
+    begun.started.media.add(parts=[part])
+    assert event_from_proto(begun) == Started(5, ((Part(640, 480, 4, 3, True, 13),),))
+    end = usage()
+    nanoseconds = {name: number * 10**6 for number, name in enumerate(_STAGES, 1)}
+    end.usage.timings.CopyFrom(pb.GenerateTimings(**nanoseconds))
+    assert event_from_proto(end) == Usage(7, 2, timings=Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+
+
+_STAGES = ("layout_ns", "encode_ns", "queue_ns", "prefill_ns", "decode_ns", "total_ns")
 
 
 def test_an_event_of_another_contract_is_an_error() -> None:

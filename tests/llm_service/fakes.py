@@ -20,6 +20,8 @@ from llm_service.block_manager import BlockManager
 from llm_service.engine import Engine
 from llm_service.engine_client import EngineClient, EngineRequest, PromptInput
 from llm_service.engine_host import EngineHost
+from llm_service.grammar import Grammar
+from llm_service.grammar_compiler import GrammarCompiler
 from llm_service.messages import EngineReady, PromptTile, SequenceOutput, SlotGrant, StepInput
 from llm_service.sampled_tokens import SampledToken
 from llm_service.sampler import Sampler
@@ -210,6 +212,7 @@ class World:
         min_tokens: int = 0,
         presence_penalty: float = 0.0,
         shares_gpu: bool = False,
+        grammar: Grammar | None = None,
     ) -> SequenceGroup:
         group_id = len(self.groups)
         temperature = 0.0 if seed is None else 1.0
@@ -220,7 +223,7 @@ class World:
         rank = QueueRank(priority, group_id)
         group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, shares_gpu)
         self.groups[group_id] = group
-        self.engine.add(group)
+        self.engine.add(group, grammar)
         return group
 
     def step(self, deliver: bool = False) -> dict[Sequence, int]:
@@ -327,7 +330,12 @@ class ServedWorld:
     """A World behind a real EngineHost on a real unix socket, in a thread of this process."""
 
     def __init__(
-        self, path: Path, world: World, max_waiting: int = 100, parent: IO[bytes] | None = None
+        self,
+        path: Path,
+        world: World,
+        max_waiting: int = 100,
+        parent: IO[bytes] | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.path, self.world = path, world
         self.error: Exception | None = None
@@ -346,7 +354,9 @@ class ServedWorld:
             block_size=world.block_size,
             language_digest=b"d" * 32,
         )
-        self.host = EngineHost(world.engine, listener, self.ready, world.memory.fd, max_waiting, parent)
+        self.host = EngineHost(
+            world.engine, listener, self.ready, world.memory.fd, max_waiting, parent, grammars=grammars
+        )
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 

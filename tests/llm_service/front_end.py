@@ -21,6 +21,8 @@ from llm_service.engine import Engine
 from llm_service.engine_client import EngineClient
 from llm_service.engine_host import EngineHost
 from llm_service.generation import Backends
+from llm_service.grammar_checks import GrammarChecks
+from llm_service.grammar_compiler import GrammarCompiler, grammar_vocabulary
 from llm_service.messages import EngineReady, StepInput
 from llm_service.prompt import PromptBuilder
 from llm_service.sampler import Sampler
@@ -143,7 +145,10 @@ class EngineThread:
             block_size=BLOCK_SIZE,
             language_digest=b"d" * 32,
         )
-        self._host = EngineHost(engine, self._listener, ready, self.memory.fd, max_waiting)
+        self._grammars = GrammarCompiler(lambda: grammar_vocabulary(make_tokenizer(), VOCAB_SIZE))
+        self._host = EngineHost(
+            engine, self._listener, ready, self.memory.fd, max_waiting, grammars=self._grammars
+        )
         self._thread = threading.Thread(target=self._host.run, daemon=True)
         self._thread.start()
 
@@ -156,6 +161,7 @@ class EngineThread:
         self.runner.unpace()
         await asyncio.to_thread(self._thread.join, 5)
         assert not self._thread.is_alive()
+        self._grammars.close()
         self._listener.close()
 
     @property
@@ -227,6 +233,7 @@ async def front_end(
                 layouts=LayoutCache(),
                 tokenizer=tokenizer,
                 prompts=make_prompts(tokenizer),
+                grammars=GrammarChecks(tokenizer.strips_leading_space, num_workers=1),
                 request_timeout_s=request_timeout_s,
             )
             it = FrontEnd(backends, engine, encoder)
@@ -235,6 +242,7 @@ async def front_end(
                 engine.runner.unpace()
                 await it.nothing_is_left()
             finally:
+                await backends.grammars.close()
                 await client.close()
                 await engine.stop()
                 await pool.close()

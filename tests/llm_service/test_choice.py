@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from llm_service.answer_parser import AnswerParser, CallArguments, CallStart
 from llm_service.choice import Choice, ChoiceDelta, ChoiceFinished
 from llm_service.messages import SequenceOutput, TokenOutput
 from llm_service.sampling_params import SamplingParams
+from llm_service.tokenizer import Tokenizer
 from tests.llm_service.front_end import CHUNKS, EOS_ID, SPECIAL, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -225,3 +227,43 @@ class TestLogprobs:
 
     def test_there_are_none_unless_asked_for(self) -> None:
         assert run(choice(), ids("a"), "length")[0].logprobs == []
+
+
+class Spelled:
+    """A vocabulary of bytes, for markers that letters cannot spell."""
+
+    strips_leading_space = False
+    vocab_size = 256
+
+    def encode(self, text: str, *, at_start: bool) -> list[int]:
+        return list(text.encode())
+
+    def piece_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
+class TestParsedAnswers:
+    def run(self, text: str, finish: str = "stop", **params: Any) -> tuple[Choice, list[ChoiceDelta]]:
+        tokenizer = Tokenizer(Spelled(), {}, [], {})
+        parser = AnswerParser(reasoning=True, tools=True)
+        it = Choice(0, SamplingParams(**params), frozenset(), tokenizer, parser)
+        return it, run(it, list(text.encode()), finish)
+
+    def test_each_part_comes_in_its_own_field_and_no_token_is_lost(self) -> None:
+        text = '<think>hm</think>\n\nSo: <tool_call>{"name": "f", "arguments": {"é": 1}}</tool_call>'
+        it, deltas = self.run(text)
+        assert "".join(delta.reasoning for delta in deltas) == "hm" and text_of(deltas) == "So: "
+        pieces = [piece for delta in deltas for piece in delta.tool_calls]
+        assert pieces[0] == CallStart(0, "f")
+        assert "".join(piece.text for piece in pieces[1:] if isinstance(piece, CallArguments)) == '{"é": 1}'
+        assert ids_of(deltas) == list(text.encode())
+        assert it.finished is not None and it.finished.reason == "tool_calls"
+
+    def test_a_call_that_is_cut_off_ends_for_length(self) -> None:
+        it, deltas = self.run('<tool_call>{"name": "f", "arguments": {"a', finish="length")
+        assert it.finished is not None and it.finished.reason == "length"
+        assert [piece for delta in deltas for piece in delta.tool_calls][0] == CallStart(0, "f")
+
+    def test_what_was_held_back_is_shown_when_a_stop_string_ends_it(self) -> None:
+        it, deltas = self.run("a <tool_END", stop=("END",))
+        assert text_of(deltas) == "a <tool_" and it.finished is not None and it.finished.reason == "stop"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from llm_service.grammar import Grammar
+from llm_service.grammar_compiler import grammar_vocabulary
+from llm_service.response_format import FormatKind, ResponseFormat, grammar_text
 from llm_service.sampling_params import SamplingParams
 from llm_service.sequence import QueueRank, SequenceGroup
+from llm_service.tokenizer import load_tokenizer
 from tests.checkpoints import make_checkpoint
 from tests.llm_service.fakes import Tile, alone, outputs
 from tests.llm_service.real_world import Model, RealWorld, live_and_compare, load
@@ -71,3 +76,22 @@ def test_log_probabilities_on_cuda_are_the_cpus(on_cpu: Model, on_cuda: Model) -
     on_gpu, reference = found(on_cuda.world(overlap=True)), found(on_cpu.undisturbed())
     assert [token_id for token_id, _ in on_gpu] == [token_id for token_id, _ in reference]
     assert [p for _, p in on_gpu] == pytest.approx([p for _, p in reference], abs=1e-3)
+
+
+def test_a_grammar_chooses_on_cuda_as_on_the_cpu(folder: Path, on_cpu: Model, on_cuda: Model) -> None:
+    tokenizer = load_tokenizer(folder)
+    vocabulary = grammar_vocabulary(tokenizer, on_cpu.config.vocab_size)
+    form = ResponseFormat(FormatKind.REGEX, "the (red|small) house [a-z]{3,9}[.]")
+    grammar = Grammar(grammar_text(form.rule(), strips_leading_space=False), vocabulary)
+    stops = frozenset({tokenizer.token_id("<|im_end|>")})
+
+    def held(world: RealWorld) -> list[list[int]]:
+        groups = [world.add([size], NUM_TOKENS * 2, stops=stops, grammar=grammar) for size in (5, 9, 30)]
+        beside = world.add([7], NUM_TOKENS)
+        world.finish()
+        return [outputs(group)[0] for group in [*groups, beside]]
+
+    expected = held(on_cpu.undisturbed())
+    assert all(re.fullmatch(form.text, tokenizer.decode(ids)) for ids in expected[:3])
+    for overlap in (False, True):
+        assert held(on_cuda.world(overlap=overlap)) == expected, overlap

@@ -1,21 +1,29 @@
 """The step: numbers to the runner, tokens back, and what a failed step leaves behind."""
 
+import json
 import time
 
+import jsonschema
 import pytest
 import torch
 
 from llm_service.attention.flash import FlashBackend
 from llm_service.attention.sdpa import SdpaBackend
 from llm_service.engine import MAX_OVERLAPPED_TOKENS, build_step_input
+from llm_service.grammar import Grammar, GrammarVocabulary, probe
+from llm_service.grammar_compiler import grammar_vocabulary
 from llm_service.messages import VisualRows
+from llm_service.response_format import FormatKind, ResponseFormat, grammar_text
 from llm_service.sampling_params import SamplingParams
-from llm_service.sequence import QueueRank, SequenceGroup
+from llm_service.sequence import FinishReason, QueueRank, SequenceGroup
+from llm_service.tokenizer import load_tokenizer
 from tests.checkpoints import make_checkpoint
 from tests.llm_service.attention.flash_written_out import WRITTEN_OUT
 from tests.llm_service.attention.steps import CPU
 from tests.llm_service.fakes import PLACEHOLDER, VOCAB_SIZE, Tile, World, alone, outputs
+from tests.llm_service.front_end import EOS_ID, make_tokenizer
 from tests.llm_service.real_world import live_and_compare, load
+from tests.llm_service.schemas import SCHEMAS
 
 
 def test_the_step_input_lists_sequence_after_sequence():
@@ -136,6 +144,103 @@ def test_a_step_without_logits_is_possible():
     world.step()
     assert world.runner.steps[-1].logits_positions == []
     assert world.runner.forward(world.runner.steps[-1]).shape == torch.Size([0, VOCAB_SIZE])
+
+
+class TestGrammars:
+    """Some requests are held to a grammar, beside others that are not."""
+
+    def letters(self, *choices):
+        vocabulary = grammar_vocabulary(make_tokenizer(), VOCAB_SIZE)
+        form = ResponseFormat(FormatKind.CHOICE, choices=choices)
+        return Grammar(grammar_text(form.rule(), strips_leading_space=False), vocabulary)
+
+    def texts(self, group):
+        tokenizer = make_tokenizer()
+        return [tokenizer.decode(token_ids) for token_ids in outputs(group)]
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_every_choice_keeps_to_it_and_others_do_not_notice(self, overlap):
+        world = World(overlap=overlap)
+        options = {"stops": frozenset({EOS_ID}), "n": 3, "seed": 4}
+        held = world.add([6], 30, grammar=self.letters("the cat", "an owl", "no"), **options)
+        free = world.add([9], 8, seed=2)
+        world.finish()
+        assert set(self.texts(held)) <= {"the cat", "an owl", "no"}
+        assert [s.finish_reason for s in held.sequences] == [FinishReason.STOP] * 3
+        assert outputs(free) == alone([9], 8, seed=2)
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_preemption_keeps_its_place(self, overlap):
+        options = {"stops": frozenset({EOS_ID}), "seed": 4}
+        grammar = self.letters("abcdefghijklmnop", "qrstuvwxyzabcdef")
+        world = World(num_blocks=8, max_model_len=32, overlap=overlap)
+        groups = [world.add([6], 20, grammar=grammar, **options) for _ in range(3)]
+        world.finish()
+        assert world.scheduler.num_preemptions > 0
+        expected = alone([6], 20, grammar=grammar, **options)
+        assert [outputs(group) for group in groups] == [expected] * 3
+        assert self.texts(groups[0])[0] in ("abcdefghijklmnop", "qrstuvwxyzabcdef")
+
+    def test_a_stop_token_of_the_caller_ends_it_earlier(self):
+        stop = make_tokenizer().encode_plain("c")[0]
+        world = World()
+        group = world.add([6], 20, grammar=self.letters("abcd"), stops=frozenset({EOS_ID, stop}))
+        world.finish()
+        assert self.texts(group) == ["abc"]
+
+    def test_min_tokens_choose_the_longer_answer(self):
+        world = World()
+        options = {"stops": frozenset({EOS_ID}), "min_tokens": 4}
+        group = world.add([6], 20, grammar=self.letters("k", "kkkk"), **options)
+        world.finish()
+        assert self.texts(group) == ["kkkk"]
+
+    def test_one_is_waited_for_while_steps_overlap(self):
+        world = World(overlap=True)
+        group = world.add([6], 20, grammar=self.letters("abcd"), stops=frozenset({EOS_ID}))
+        world.finish()
+        assert self.texts(group) == ["abcd"] and world.late_launcher.most_under_way == 1
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_a_grammar_that_takes_too_much_ends_its_request_only(self, overlap):
+        world = World(overlap=overlap)
+        schema = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(3000)}}
+        tokens = [bytes([byte]) for byte in range(32, 32 + 60)] + [b"", b"", b"{", b"}"]
+        vocabulary = GrammarVocabulary(tokens, lambda text: [])
+        form = ResponseFormat(FormatKind.JSON_SCHEMA, json.dumps(schema))
+        grammar = Grammar(grammar_text(form.rule(), strips_leading_space=False), vocabulary)
+        group = world.add([6], 20, n=2, seed=1, grammar=grammar, stops=frozenset({60}))
+        free = world.add([9], 6)
+        failed = []
+        while world.engine.has_work:
+            failed += world.engine.step().failed
+        world.close(group)
+        assert failed == [group.group_id]
+        assert {s.finish_reason for s in group.sequences} == {FinishReason.ABORT}
+        assert outputs(free) == alone([9], 6)
+        world.assert_all_free()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_random_text_of_a_real_model_fulfils_every_schema(tmp_path, overlap):
+    folder = make_checkpoint(tmp_path, "qwen3", "hf")
+    model, tokenizer = load(folder, CPU), load_tokenizer(folder)
+    stop = tokenizer.token_id("<|im_end|>")
+    vocabulary = grammar_vocabulary(tokenizer, model.config.vocab_size)
+    num_blocks = 640 // model.backend.block_size  # not enough for all
+    world = model.world(overlap=overlap, num_blocks=num_blocks, max_num_seqs=24, max_model_len=640)
+    groups = []
+    for seed, schema in enumerate(SCHEMAS):
+        rule = ResponseFormat(FormatKind.JSON_SCHEMA, json.dumps(schema)).rule()
+        probe(grammar_text(rule, strips_leading_space=False))
+        grammar = Grammar(grammar_text(rule, strips_leading_space=False), vocabulary)
+        groups.append(world.add([4], 600, seed=seed, stops=frozenset({stop}), grammar=grammar))
+    world.finish(max_steps=6000)
+    for schema, group in zip(SCHEMAS, groups, strict=True):
+        text = tokenizer.decode(outputs(group)[0])
+        assert group.sequences[0].finish_reason is FinishReason.STOP, (schema, text)
+        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+    assert len(SCHEMAS) >= 50 and world.scheduler.num_preemptions > 0
 
 
 class TestOverlap:

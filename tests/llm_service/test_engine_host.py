@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from llm_service.engine_client import EngineClient
 from llm_service.frame_socket import FrameDecoder, encode_frame
+from llm_service.grammar_compiler import GrammarCompiler, grammar_vocabulary
 from llm_service.messages import (
     AbortChoice,
     AbortRequest,
@@ -26,6 +28,7 @@ from llm_service.messages import (
 from llm_service.sampling_params import SamplingParams
 from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
 from tests.llm_service.fakes import (
+    VOCAB_SIZE,
     ServedWorld,
     Tile,
     World,
@@ -36,6 +39,7 @@ from tests.llm_service.fakes import (
     prompt_input,
     store_granted,
 )
+from tests.llm_service.front_end import make_tokenizer
 
 LONG = 200  # tokens that nobody waits for
 
@@ -346,4 +350,53 @@ async def test_the_end_of_the_parents_pipe_stops_the_host(serve):
         await asyncio.wait_for(client.wait_closed(), 5)
         served.thread.join(5)
         assert not served.thread.is_alive() and served.error is None
+        await client.close()
+
+
+class TestGrammars:
+    def prompt(self, text):
+        return dataclasses.replace(prompt_input([6]), grammar=text)
+
+    async def test_one_that_waits_for_its_grammar_holds_nobody_up_and_may_leave(self, serve):
+        gate = threading.Event()
+
+        def load():
+            gate.wait(10)
+            return grammar_vocabulary(make_tokenizer(), VOCAB_SIZE)
+
+        compiler = GrammarCompiler(load)
+        client = await EngineClient.connect(serve(grammars=compiler, max_waiting=2).path)
+        leaving, staying = [client.submit(self.prompt('start: "cat"\n')) for _ in range(2)]
+        too_many = client.submit(prompt_input([6]))
+        with pytest.raises(Overloaded):
+            await too_many.next_event()
+        leaving.close()
+        assert await generate(client, [9], 6) == alone([9], 6)
+        gate.set()
+        assert isinstance(await staying.next_event(), RequestAccepted)
+        assert (await staying.next_event()).tokens[0].token_id == make_tokenizer().encode_plain("c")[0]
+        assert not leaving.has_event()
+        for request in (staying, too_many):
+            request.close()
+        await until(lambda: is_idle(client))
+        await client.close()
+        compiler.close()
+
+    async def test_one_that_cannot_be_built_is_refused(self, serve):
+        compiler = GrammarCompiler(lambda: grammar_vocabulary(make_tokenizer(), VOCAB_SIZE))
+        client = await EngineClient.connect(serve(grammars=compiler).path)
+        for text in ("start: (", "start: /(?=a)b/\n"):
+            request = client.submit(self.prompt(text))
+            with pytest.raises(InvalidRequest, match="cannot be enforced"):
+                await request.next_event()
+            request.close()
+        await client.close()
+        compiler.close()
+
+    async def test_an_engine_without_grammars_says_so(self, serve):
+        client = await EngineClient.connect(serve().path)
+        request = client.submit(self.prompt('start: "a"\n'))
+        with pytest.raises(InvalidRequest, match="response formats"):
+            await request.next_event()
+        request.close()
         await client.close()

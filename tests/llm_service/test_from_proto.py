@@ -14,11 +14,16 @@ from llm_service.from_proto import (
     detokenize_from_proto,
     generation_from_proto,
     messages_from_proto,
+    response_format_from_proto,
     sampling_params_from_proto,
+    tool_use_from_proto,
 )
 from llm_service.generation_input import GenerationInput, MediumInput
 from llm_service.prompt import DocumentPart, ImagePart, Message, TextPart, VideoPart
+from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.templates import Call
+from llm_service.tools import Tool, ToolChoice, ToolUse
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
 from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound
@@ -421,3 +426,78 @@ class TestLengths:
         with pytest.raises(InvalidRequest, match="1001 token ids, at most 1000") as raised:
             detokenize_from_proto(pb.DetokenizeRequest(token_ids=[500] * 1001), LIMITS)
         assert raised.value.field == "token_ids"
+
+
+class TestResponseFormats:
+    def ask(self, form: pb.ResponseFormat, **sampling: Any) -> pb.GenerateRequest:
+        message = pb.Message(role="user", parts=[text("hi")])
+        return pb.GenerateRequest(
+            messages=[message], response_format=form, sampling=pb.SamplingParams(**sampling)
+        )
+
+    @pytest.mark.parametrize(
+        ("wire", "form"),
+        [
+            (pb.ResponseFormat(json_object=pb.JsonObject()), ResponseFormat(FormatKind.JSON_OBJECT)),
+            (pb.ResponseFormat(json_schema="{}"), ResponseFormat(FormatKind.JSON_SCHEMA, "{}")),
+            (pb.ResponseFormat(regex="a+"), ResponseFormat(FormatKind.REGEX, "a+")),
+            (
+                pb.ResponseFormat(choice=pb.TextChoice(texts=["a", "b"])),
+                ResponseFormat(FormatKind.CHOICE, choices=("a", "b")),
+            ),
+        ],
+    )
+    def test_each_kind(self, wire: pb.ResponseFormat, form: ResponseFormat) -> None:
+        assert response_format_from_proto(self.ask(wire)) == form
+
+    def test_free_text_is_none(self) -> None:
+        assert response_format_from_proto(pb.GenerateRequest()) is None
+
+    def test_an_empty_one_and_ignored_end_tokens_are_refused(self) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            response_format_from_proto(self.ask(pb.ResponseFormat()))
+        assert refused.value.field == "response_format"
+        with pytest.raises(InvalidRequest) as refused:
+            response_format_from_proto(self.ask(pb.ResponseFormat(regex="a"), ignore_eos=True))
+        assert refused.value.field == "sampling.ignore_eos"
+
+
+class TestTools:
+    def ask(self, use: pb.ToolUse, **more: Any) -> pb.GenerateRequest:
+        return pb.GenerateRequest(messages=[pb.Message(role="user", parts=[text("hi")])], tools=use, **more)
+
+    def test_each_field(self) -> None:
+        tool = pb.Tool(name="look", description="d", parameters="{}")
+        use = pb.ToolUse(tools=[tool], choice=pb.TOOL_CHOICE_NAMED, name="look", single_call=True)
+        expected = ToolUse((Tool("look", "d", "{}"),), ToolChoice.NAMED, "look", single_call=True)
+        assert tool_use_from_proto(self.ask(use)) == expected
+        assert tool_use_from_proto(pb.GenerateRequest()) is None
+        some = tool_use_from_proto(self.ask(pb.ToolUse(tools=[tool], allowed=["look"])))
+        assert some == ToolUse((Tool("look", "d", "{}"),), allowed=("look",))
+
+    @pytest.mark.parametrize(
+        ("use", "more", "field"),
+        [
+            (pb.ToolUse(), {}, "tools.tools"),
+            (pb.ToolUse(tools=[pb.Tool(name="a b")]), {}, "tools.tools[0].name"),
+            (pb.ToolUse(tools=[pb.Tool(name="a")], allowed=["b"]), {}, "tools.allowed[0]"),
+            (
+                pb.ToolUse(tools=[pb.Tool(name="a")], choice=pb.TOOL_CHOICE_REQUIRED),
+                {"response_format": pb.ResponseFormat(regex="a")},
+                "response_format",
+            ),
+            (
+                pb.ToolUse(tools=[pb.Tool(name="a")], choice=pb.TOOL_CHOICE_REQUIRED),
+                {"sampling": pb.SamplingParams(ignore_eos=True)},
+                "sampling.ignore_eos",
+            ),
+        ],
+    )
+    def test_wrong_ones_are_refused_by_name(self, use: pb.ToolUse, more: dict[str, Any], field: str) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            tool_use_from_proto(self.ask(use, **more))
+        assert refused.value.field == field
+
+    def test_calls_of_the_history(self) -> None:
+        wire = pb.Message(role="assistant", tool_calls=[pb.ToolCall(name="look", arguments="{}")])
+        assert messages_from_proto([wire]) == [Message("assistant", (), (Call("look", "{}"),))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
 import time
 import weakref
@@ -29,7 +30,9 @@ from llm_service.generation import (
 from llm_service.generation_input import GenerationInput, MediumInput
 from llm_service.picture import TileId
 from llm_service.prompt import ImagePart, Message, PromptBuilder, PromptLayout, TextPart
+from llm_service.response_format import FormatKind, ResponseFormat
 from llm_service.sampling_params import SamplingParams
+from llm_service.templates import Asks
 from protos.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -117,11 +120,11 @@ class HeldPrompts:
         self.default_stop_token_ids = prompts.default_stop_token_ids
         self.released = threading.Event()
 
-    def layout(self, messages: list[Message], num_parts: list[int] | None = None) -> PromptLayout:
+    def layout(self, messages: list[Message], num_parts: list[int] | None, asks: Asks) -> PromptLayout:
         if any(isinstance(part, TextPart) and len(part.text) > LONG_TEXT_CHARS for part in messages[0].parts):
             self.released.wait()
             raise InvalidRequest("held", field="messages")
-        return self._prompts.layout(messages, num_parts)
+        return self._prompts.layout(messages, num_parts, asks)
 
 
 async def run(backends: Backends, request: GenerationInput) -> Answer:
@@ -548,3 +551,31 @@ async def test_timings_add_up() -> None:
         assert 0 <= timings.overlap_ns < timings.prefill_ns
         text = usage_of(await run(it.backends, ask("text"))).timings
         assert text.encode_ns == 0 and text.total_ns > 0
+
+
+class TestResponseFormats:
+    def ask(self, form: ResponseFormat, **params: Any) -> GenerationInput:
+        params = {"ignore_eos": False, "temperature": 1.0, "max_tokens": 40, **params}
+        return replace(ask(**params), response_format=form)
+
+    async def test_every_choice_fulfils_it(self) -> None:
+        async with front_end() as it:
+            form = ResponseFormat(FormatKind.REGEX, "the (cat|owl)s? [a-z]{3,5}[.]")
+            answer = await run(it.backends, self.ask(form, n=4, seed=3))
+        assert len(answer.texts) == 4
+        for text in answer.texts.values():
+            assert re.fullmatch(form.text, text), text
+
+    async def test_one_that_cannot_be_enforced_is_refused_by_name(self) -> None:
+        async with front_end() as it:
+            form = ResponseFormat(FormatKind.JSON_SCHEMA, '{"type": "strng"}')
+            with pytest.raises(InvalidRequest) as refused:
+                await run(it.backends, self.ask(form))
+        assert refused.value.field == "response_format.json_schema"
+
+    async def test_one_that_the_vocabulary_cannot_spell_fails_that_request_only(self) -> None:
+        async with front_end() as it:
+            form = ResponseFormat(FormatKind.REGEX, "[0-9]+")  # there are letters only
+            with pytest.raises(ModelError, match="response format"):
+                await run(it.backends, self.ask(form))
+            assert await run(it.backends, ask())

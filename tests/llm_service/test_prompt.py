@@ -313,7 +313,7 @@ def test_the_layout_counts_text_before_the_images_are_known(chat_builder: Prompt
     ("messages", "field"),
     [
         ([], "messages"),
-        ([user(text("hi")), Message("tool", (text("x"),))], "messages[1].role"),
+        ([user(text("hi")), Message("narrator", (text("x"),))], "messages[1].role"),
         ([Message("system", (text("x"), ImagePart(0))), user(text("hi"))], "messages[0].parts[1]"),
         ([user(text("hi")), Message("assistant", (ImagePart(0),))], "messages[1].parts[0]"),
         ([user(text("hi")), Message("system", (text("late"),))], "messages[1].role"),

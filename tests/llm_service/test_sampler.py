@@ -17,6 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from llm_service.grammar import Grammar, GrammarVocabulary
+from llm_service.response_format import FormatKind, ResponseFormat, grammar_text
 from llm_service.sampled_tokens import LOGPROB_FLOOR, SampledToken
 from llm_service.sampler import Sampler
 from llm_service.sampler_row import NUCLEUS_WIDTH, SamplerRow, TokenCounts
@@ -283,3 +285,41 @@ def test_the_likeliest_token_always_survives_truncation() -> None:
     rows = [make_row(top_p=1e-9, min_p=1.0, top_k=1) for _ in range(64)]
     tokens = Sampler().sample(logits.clone(), rows)
     assert [token.token_id for token in tokens] == logits.argmax(-1).tolist()
+
+
+class TestGrammars:
+    def row(self, *choices: str, **params: Any) -> SamplerRow:
+        tokens = [bytes([byte]) for byte in range(32, 32 + 90)]
+        vocabulary = GrammarVocabulary(tokens + [b""] * 10, lambda text: [])
+        rule = ResponseFormat(FormatKind.CHOICE, choices=choices).rule()
+        state = Grammar(grammar_text(rule, strips_leading_space=False), vocabulary).start()
+        return SamplerRow(SamplingParams(**params), (), [], (95,), grammar=state)
+
+    def id_of(self, letter: str) -> int:
+        return ord(letter) - 32
+
+    @pytest.mark.parametrize(
+        "params", [{"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.9}]
+    )
+    def test_a_row_takes_an_allowed_token_and_the_others_keep_theirs(self, params: dict[str, Any]) -> None:
+        for seed in range(20):
+            logits = random_logits(3, 100, seed)
+            free = make_row(temperature=0.0)
+            tokens = Sampler(seed=seed).sample(logits.clone(), [free, self.row("xa", "b", **params), free])
+            assert tokens[1].token_id in (self.id_of("x"), self.id_of("b"))
+            best = logits.argmax(-1).tolist()
+            assert [tokens[0].token_id, tokens[2].token_id] == [best[0], best[2]]
+
+    def test_two_rows_have_their_own_grammars(self) -> None:
+        tokens = Sampler().sample(random_logits(2, 100), [self.row("q"), self.row("y")])
+        assert [token.token_id for token in tokens] == [self.id_of("q"), self.id_of("y")]
+
+    def test_log_probabilities_are_of_the_unprocessed_logits(self) -> None:
+        logits = random_logits(1, 100)
+        token = Sampler().sample(logits.clone(), [self.row("q", logprobs=1)])[0]
+        assert token.logprob == pytest.approx(logits.log_softmax(-1)[0, self.id_of("q")].item())
+        assert token.top[0][0] == logits.argmax().item()
+
+    def test_its_tokens_are_needed_before_the_next(self) -> None:
+        row = self.row("q", temperature=0.0)
+        assert row.alters_logits and row.needs_output and not row.is_plain

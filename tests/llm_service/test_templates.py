@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from llm_service.templates import CONVERSATION_TEMPLATES, JinjaTemplate, Turn, load_template
+from llm_service.call_form import HERMES, INTERNLM
+from llm_service.templates import (
+    CONVERSATION_TEMPLATES,
+    THINKING_SYSTEM,
+    Asks,
+    Call,
+    JinjaTemplate,
+    Turn,
+    load_template,
+)
 from protos.checkpoint import Checkpoint, CheckpointError, CheckpointFormat
 from protos.errors import InvalidRequest
 
@@ -158,3 +167,89 @@ def test_checkpoints_without_a_usable_template_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=problem):
         load_template(hf_checkpoint(tmp_path, **files), {})
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "look", "description": "d", "parameters": {"type": "object"}},
+}
+CALLED = [
+    Turn("user", ("Q",)),
+    Turn("assistant", (), (Call("look", '{"at": "cat"}'),)),
+    Turn("tool", ("it sleeps",)),
+    Turn("tool", ("it wakes",)),
+]
+
+
+class TestToolsAndThinking:
+    def test_a_template_without_them_is_told_in_qwens_words(self) -> None:
+        template = CONVERSATION_TEMPLATES["internvl2_5"]
+        text = template.render(CALLED, Asks(tools=(TOOL,)))
+        system, user, assistant, answers, rest = text.split("<|im_end|>\n")
+        assert system.startswith(f"<|im_start|>system\n{template.system_message}\n\n# Tools\n")
+        assert json.dumps(TOOL) in system
+        call = '<tool_call>\n{"name": "look", "arguments": {"at": "cat"}}\n</tool_call>'
+        assert (user, assistant) == ("<|im_start|>user\nQ", f"<|im_start|>assistant\n{call}")
+        said = [f"<tool_response>\n{text}\n</tool_response>" for text in ("it sleeps", "it wakes")]
+        assert answers == "<|im_start|>user\n" + "\n".join(said)
+        assert rest == "<|im_start|>assistant\n"
+
+    def test_thinking_is_asked_for_by_upstreams_prompt_and_an_own_system_message_stays(self) -> None:
+        template = CONVERSATION_TEMPLATES["internvl2_5"]
+        turns = [Turn("system", ("Be kind.",)), Turn("user", ("Q",))]
+        text = template.render(turns, Asks(thinking=True))
+        assert text.startswith(f"<|im_start|>system\n{THINKING_SYSTEM}\n\nBe kind.<|im_end|>\n")
+        assert THINKING_SYSTEM + "<|im_end|>" in template.render(turns[1:], Asks(thinking=True))
+        assert template.render(turns, Asks(thinking=False)) == template.render(turns)
+
+    def test_a_jinja_template_that_knows_them_is_given_them(self) -> None:
+        source = (
+            "{{ tools | map(attribute='function') | map(attribute='name') | join }} {{ enable_thinking }}"
+            "{% for m in messages %}|{{ m.role }}"
+            "{% for c in m.tool_calls or [] %}:{{ c.function.name }}:{{ c.function.arguments.at }}"
+            "{% endfor %}{% endfor %}"
+        )
+        text = JinjaTemplate(source).render(CALLED, Asks((TOOL,), thinking=False))
+        assert text == "look False|user|assistant:look:cat|tool|tool"
+
+    def test_one_that_does_not_is_told_in_words(self) -> None:
+        source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        text = JinjaTemplate(source).render(CALLED, Asks((TOOL,), thinking=True))
+        assert text.startswith(f"[system]{THINKING_SYSTEM}\n\n# Tools") and text.count("[user]") == 2
+        assert "[tool]" not in text and '{"name": "look", "arguments": {"at": "cat"}}' in text
+
+    def test_internlms_have_turns_of_their_own(self, tmp_path: Path) -> None:
+        checkpoint = chat_checkpoint(tmp_path, template="internlm2-chat")
+        template = load_template(checkpoint, {}, INTERNLM)
+        asked = template.render([Turn("system", ("Be kind.",)), *CALLED], Asks((TOOL,)))
+        assert asked == (
+            "<|im_start|>system\nBe kind.<|im_end|>"
+            f"<|im_start|>system name=<|plugin|>\n[{json.dumps(TOOL['function'])}]<|im_end|>"
+            "<|im_start|>user\nQ<|im_end|>"
+            "<|im_start|>assistant\n<|action_start|><|plugin|>\n"
+            '{"name": "look", "parameters": {"at": "cat"}}<|action_end|><|im_end|>'
+            "<|im_start|>environment name=<|plugin|>\nit sleeps<|im_end|>"
+            "<|im_start|>environment name=<|plugin|>\nit wakes<|im_end|><|im_start|>assistant\n"
+        )
+        default = template.render(CALLED, Asks((TOOL,)))
+        assert default.replace(INTERNVL2, "Be kind.") == asked
+        assert template.render([Turn("system", ("",)), *CALLED], Asks((TOOL,))) == asked.replace(
+            "Be kind.", ""
+        )
+
+    def test_a_template_takes_internlms_form_where_it_can_say_it(self, tmp_path: Path) -> None:
+        raw = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        sources = {
+            raw: INTERNLM,
+            raw.replace("{{ m.role }}", "{{ 'user' if m.role == 'user' else 'assistant' }}"): HERMES,
+            raw + "{{ tools }}": HERMES,
+            raw + "{{ tools }}<|action_start|><|plugin|>": INTERNLM,
+            "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}": HERMES,
+        }
+        for source, form in sources.items():
+            template = load_template(hf_checkpoint(tmp_path, jinja=source), {}, INTERNLM)
+            assert template.call_form is form, source
+        said = load_template(hf_checkpoint(tmp_path, jinja=raw), {}, INTERNLM).render(CALLED, Asks((TOOL,)))
+        assert said.startswith("<|im_start|>system name=<|plugin|>\n[{") and "<|action_end|>" in said
+        plain = load_template(chat_checkpoint(tmp_path, template="internvl_zh"), {}, INTERNLM)
+        assert plain.call_form is HERMES

@@ -5,13 +5,25 @@ from __future__ import annotations
 from llm_service.choice import ChoiceDelta, ChoiceFinished, Logprob, TokenLogprobs
 from llm_service.generation import GenerationStarted, GenerationUsage
 from llm_service.generation_clock import GenerationTimings
+from llm_service.picture import PartGrid
 from llm_service.to_proto import event_to_proto
+from protos import encoder_pb2
 from protos import language_model_pb2 as pb
 
 
 def test_started() -> None:
     response = event_to_proto(GenerationStarted(prompt_tokens=12), "r-7")
     assert response == pb.GenerateResponse(started=pb.Started(request_id="r-7", prompt_tokens=12))
+
+
+def test_started_tells_what_was_cut_of_each_medium() -> None:
+    picture = (PartGrid(640, 480, 4, 3, True, 13),)
+    clip = (PartGrid(64, 48, 1, 1, False, 1, 0.5), PartGrid(64, 48, 1, 1, False, 1, 1.5))
+    message = event_to_proto(GenerationStarted(12, (picture, clip)), "r").started
+    assert message.media[0].parts[0] == encoder_pb2.PartLayout(
+        width=640, height=480, columns=4, rows=3, has_thumbnail=True, num_tiles=13
+    )
+    assert [part.timestamp_s for part in message.media[1].parts] == [0.5, 1.5]
 
 
 def test_delta_with_logprobs() -> None:

@@ -86,7 +86,9 @@ def train_sentencepiece(add_dummy_prefix: bool) -> bytes:
     return model.getvalue()
 
 
-def write_sentencepiece(folder: Path, add_dummy_prefix: bool, **config: Any) -> Path:
+def write_sentencepiece(
+    folder: Path, add_dummy_prefix: bool, special: list[str] = SPECIAL, **config: Any
+) -> Path:
     """A folder as InternLM2 checkpoints have it: `<|im_end|>` sits in the slot of an unused piece."""
     folder.mkdir(exist_ok=True)
     model = train_sentencepiece(add_dummy_prefix)
@@ -95,7 +97,7 @@ def write_sentencepiece(folder: Path, add_dummy_prefix: bool, **config: Any) -> 
     slot = processor.piece_to_id("[UNUSED_TOKEN_145]")
     contents = {0: "<unk>", 1: "<s>", 2: "</s>", slot: "<|im_end|>", slot + 1: "<|im_start|>"}
     size = processor.get_piece_size()
-    names = [t for t in SPECIAL if t not in contents.values()]
+    names = [t for t in special if t not in contents.values()]
     contents |= {size + place: content for place, content in enumerate(names)}
     tokenizer_config = {
         "tokenizer_class": "InternLM2Tokenizer",
