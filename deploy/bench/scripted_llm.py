@@ -38,10 +38,15 @@ class _Session:
     left: dict[int, int] = field(default_factory=dict)  # request -> tokens still to come
     asked: dict[int, int] = field(default_factory=dict)  # request -> tokens in all
 
-    def begin(self, generate: pb.SessionGenerate) -> None:
-        self.left[generate.id] = self.asked[generate.id] = generate.request.sampling.max_tokens
+    def begin(self, generate: pb.SessionGenerate, at_once: bool) -> None:
+        """`at_once`: the whole answer goes in one message, which is as little as a service can take."""
+        max_tokens = generate.request.sampling.max_tokens
+        self.left[generate.id] = self.asked[generate.id] = max_tokens
         started = pb.Started(request_id=generate.request.request_id, prompt_tokens=PROMPT_TOKENS)
-        self.outbox.put_nowait(pb.SessionResponse(events=[pb.SessionEvent(id=generate.id, started=started)]))
+        response = pb.SessionResponse(events=[pb.SessionEvent(id=generate.id, started=started)])
+        if at_once:
+            self._add(response, generate.id, LETTERS[0] * max_tokens)
+        self.outbox.put_nowait(response)
 
     def forget(self, request_id: int) -> None:
         self.left.pop(request_id, None)
@@ -55,11 +60,6 @@ class _Session:
         text = "".join(LETTERS[step % len(LETTERS)] for step in range(first_step, first_step + num_steps))
         for request_id, left in list(self.left.items()):
             self._add(response, request_id, text[:left])
-        self.outbox.put_nowait(response)
-
-    def emit_whole(self, request_id: int) -> None:
-        response = pb.SessionResponse()
-        self._add(response, request_id, LETTERS[0] * self.left[request_id])
         self.outbox.put_nowait(response)
 
     def _add(self, response: pb.SessionResponse, request_id: int, text: str) -> None:
@@ -122,9 +122,7 @@ class ScriptedLLM(language_model_pb2_grpc.LanguageModelServicer):
             if message.HasField("cancel"):
                 session.forget(message.cancel.id)
                 continue
-            session.begin(message.generate)
-            if self._emitting is None:
-                session.emit_whole(message.generate.id)
+            session.begin(message.generate, at_once=self._emitting is None)
 
     async def GetModel(
         self, request: pb.GetLanguageModelRequest, context: grpc.aio.ServicerContext[Any, Any]
