@@ -1,4 +1,4 @@
-"""`tessera bench`: transport, decode, front end and overlap on this machine, each against its yardstick."""
+"""`tessera bench`: parts of the system on this machine, each against its yardstick."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 from deploy.bench.machine import processor
 from deploy.cli import UsageError
 
-PARTS = ("transport", "decode", "front-end", "overlap", "payload")
-DEFAULT_PARTS = PARTS[:4]
+PARTS = ("transport", "decode", "front-end", "overlap", "gateway", "payload")
+DEFAULT_PARTS = PARTS[:5]
+NEED_CHECKPOINT = frozenset({"transport", "decode", "front-end"})
 DTYPES = ("bfloat16", "float32")
 
 
@@ -59,13 +60,14 @@ class BenchCommand:
                 raise UsageError(f"argument --parts: {part!r} is none of {', '.join(PARTS)}")
         if re.fullmatch(r"[1-9]\d*:[1-9]\d*", arguments.front_ends) is None:
             raise UsageError(f"argument --front-ends: {arguments.front_ends!r} is not like 2:4")
-        from deploy.bench import decode, front_end, overlap, payload, transport
+        from deploy.bench import decode, front_end, gateway_cost, overlap, payload, transport
+        from deploy.embedded import embedded_checkpoint
         from deploy.random_checkpoint import INTERNVIT_300M_QWEN3_600M, write_random_checkpoint
 
         print(_machine(arguments.threads))
         with tempfile.TemporaryDirectory(prefix="tessera-bench-") as scratch:
             folder = Path(arguments.checkpoint or scratch)
-            if not (folder / "config.json").is_file():
+            if not NEED_CHECKPOINT.isdisjoint(parts) and not (folder / "config.json").is_file():
                 print("writing a random checkpoint, InternViT-300M and Qwen3-0.6B in shape ...", flush=True)
                 write_random_checkpoint(folder, INTERNVIT_300M_QWEN3_600M)
             reached = []
@@ -78,6 +80,8 @@ class BenchCommand:
                 reached.append(front_end.run(folder, num_servers=int(servers), num_workers=int(workers)))
             if "overlap" in parts:
                 reached.append(overlap.run_on_cores(Path(scratch) / "overlap"))
+            if "gateway" in parts:
+                reached.append(gateway_cost.run(embedded_checkpoint()))
             if "payload" in parts:
                 reached.append(payload.run())
         return 0 if all(reached) else 1

@@ -6,24 +6,20 @@ in its own process.  CPU times are those of /proc, so this runs on Linux.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bench.front_end_load import Load, LoadResult
-from deploy.supervisor import READY_LINE
+from deploy.bench.child_processes import ChildProcesses
+from deploy.bench.front_end_load import Load, LoadResult, run_apart
 
 # Step times of an 8B model on one H200 at the project's targets: 244, 11,300 and 20,500 tokens a second.
 STEP_S = {1: 0.0041, 64: 0.00566, 256: 0.0125}
 MAX_TOKENS = 256
 PROMPT_WORDS = 30
 MODEL = "bench"
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 # With fewer cores the processes wait for one another, and what is late is joined: not what is to be measured.
 CORES_FOR_FULL_SPEED = 8
 SLOWDOWN = 8.0
@@ -46,83 +42,38 @@ class Stack:
     """Engine, language models and gateway, each ready when the constructor returns."""
 
     def __init__(self, checkpoint: Path, folder: Path, num_servers: int, num_workers: int) -> None:
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._children = ChildProcesses()
         self.processes = {**{f"llm {number}": 1 for number in range(num_servers)}, "gateway": num_workers}
         socket = str(folder / "engine.sock")
-        self._start("engine", "deploy.bench.scripted_engine", str(checkpoint), socket)
-        assert self.read_line("engine") == "ready"
-        llm = (
-            "llm",
-            str(checkpoint),
-            "--port=0",
-            f"--engine-socket={socket}",
-            f"--served-model-name={MODEL}",
-        )
-        names = [f"llm {number}" for number in range(num_servers)]
-        for name in names:
-            self._start(
-                name, "deploy", *llm, "--encoders=127.0.0.1:1", "--log-level=error", "--exit-with-parent"
-            )
-        targets = ",".join(map(self._address, names))
-        self._start(
-            *("gateway", "deploy", "gateway", "--port=0", f"--llm={targets}"),
-            f"--gateway-workers={num_workers}",
-            *("--log-level=error", "--exit-with-parent"),
-        )
-        host, _, port = self._address("gateway").rpartition(":")
+        self._children.start("engine", "deploy.bench.scripted_engine", str(checkpoint), socket)
+        assert self._children.read_line("engine") == "ready"
+        llm = (str(checkpoint), f"--engine-socket={socket}", f"--served-model-name={MODEL}")
+        targets = [
+            self._children.start_service(f"llm {number}", "llm", *llm, "--encoders=127.0.0.1:1")
+            for number in range(num_servers)
+        ]
+        gateway = (f"--llm={','.join(targets)}", f"--gateway-workers={num_workers}")
+        host, _, port = self._children.start_service("gateway", "gateway", *gateway).rpartition(":")
         self.host, self.port = host, int(port)
 
     def set_step(self, step_s: float) -> float:
         """Returns when step 0 is, CLOCK_MONOTONIC."""
-        stdin = self._processes["engine"].stdin
-        assert stdin is not None
-        print(step_s, file=stdin, flush=True)
-        return float(self.read_line("engine"))
+        self._children.write_line("engine", str(step_s))
+        return float(self._children.read_line("engine"))
 
     def cpu_s(self) -> dict[str, float]:
-        return {name: _cpu_s(process.pid) for name, process in self._processes.items()}
-
-    def read_line(self, name: str) -> str:
-        stdout = self._processes[name].stdout
-        assert stdout is not None
-        return stdout.readline().strip()
+        return self._children.cpu_s()
 
     def close(self) -> None:
-        for process in reversed(self._processes.values()):
-            assert process.stdin is not None
-            process.stdin.close()  # each ends with its parent
-            process.wait(30)
-
-    def _start(self, name: str, module: str, *arguments: str) -> None:
-        self._processes[name] = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-
-    def _address(self, name: str) -> str:
-        found = READY_LINE.fullmatch(self.read_line(name))
-        if found is None:
-            raise RuntimeError(f"{name} did not start; see its message above")
-        return found[2]
+        self._children.close()
 
 
 def measure(stack: Stack, streams: int, requests: int, step_s: float, max_tokens: int = MAX_TOKENS) -> Level:
     start_s = stack.set_step(step_s)
     load = Load(stack.host, stack.port, MODEL, streams, requests, max_tokens, PROMPT_WORDS, start_s, step_s)
     before = stack.cpu_s()
-    client = subprocess.run(
-        [sys.executable, "-m", "deploy.bench.front_end_load"],
-        input=json.dumps(asdict(load)),
-        capture_output=True,
-        text=True,
-    )
-    if client.returncode:
-        raise RuntimeError(client.stderr)
+    result = run_apart(load)
     after = stack.cpu_s()
-    result = LoadResult(**json.loads(client.stdout))
     cpu_s = {name: after[name] - before[name] for name in before}
     return Level(streams, result, {**cpu_s, "client": result.client_cpu_s}, stack.processes)
 
@@ -177,15 +128,3 @@ def _lines(level: Level, step_s: float) -> list[str]:
         f" {load.per_token_ms - step_s * 1e3:+.3f} ms a token",
         f"      CPU us/token: {costs}",
     ]
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process and of its living children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-    children = [
-        int(child)
-        for tasks in Path(f"/proc/{pid}/task").iterdir()
-        for child in (tasks / "children").read_text().split()
-    ]
-    return own + sum(map(_cpu_s, children))

@@ -17,6 +17,8 @@ from typing import cast
 
 import uvloop
 
+from deploy.bench.chat_request import chat_request
+from deploy.bench.child_processes import answer_of
 from deploy.bench.letters import LETTERS
 
 _NUMBER_OF = {letter: number for number, letter in enumerate(LETTERS.encode())}
@@ -125,9 +127,7 @@ def _request(load: Load) -> bytes:
         "ignore_eos": True,
         "stream_options": {"include_usage": True},
     }
-    text = json.dumps(body)
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode()
+    return chat_request(body)
 
 
 async def run(load: Load) -> LoadResult:
@@ -147,6 +147,11 @@ async def run(load: Load) -> LoadResult:
         per_token_ms=statistics.median(seen.per_token_s) * 1e3,
         client_cpu_s=time.process_time() - cpu,
     )
+
+
+def run_apart(load: Load) -> LoadResult:
+    """In a process of its own; raises RuntimeError with what that said."""
+    return LoadResult(**json.loads(answer_of(__name__, json.dumps(asdict(load)))))
 
 
 def main() -> None:
