@@ -22,7 +22,7 @@ from protos.request_context import REQUEST_ID_KEY
 # What orchestrators ask, without a secret.  All else tells what runs here, the version and the API included.
 OPEN_PATHS = frozenset({"/health", "/ready"})
 # The page's files are the same everywhere; what the page asks for needs the key that its user types in.
-PAGE_PATHS = ("/page/",)
+PAGE_FILES = "/page/"
 CORS_MAX_AGE_S = 600
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def access_middleware(config: GatewayConfig, keys: KeyRing) -> list[Middleware]:
 
 
 class AccessMiddleware:
-    """Every path but `OPEN_PATHS` and the page's needs a key.  Plain ASGI, so that disconnects pass through."""
+    """Every path but the open ones needs a key.  Plain ASGI, so that disconnects pass through."""
 
     def __init__(self, app: ASGIApp, config: AccessConfig, keys: KeyRing, share: int = 1) -> None:
         self._app = app
@@ -113,7 +113,7 @@ class AccessMiddleware:
 
 
 def _is_open(path: str) -> bool:
-    return path in OPEN_PATHS or path == "/" or path.startswith(PAGE_PATHS)
+    return path in OPEN_PATHS or path == "/" or path.startswith(PAGE_FILES)
 
 
 def charge(state: State, events: Sequence[Event]) -> None:
