@@ -9,7 +9,7 @@ from typing import Any
 from gateway.completions_schema import CompletionRequest
 from gateway.conversation import Clip, Document, Medium, Picture, Text, Turn, is_upload
 from gateway.errors import RequestError
-from gateway.events import Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
+from gateway.events import CallDelta, Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
 from gateway.model_info import ModelInfo
 from gateway.schema import ChatCompletionRequest, SamplingFields
 from protos import encoder_pb2, language_model_pb2
@@ -19,6 +19,7 @@ from protos.options import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES
 _FINISH_REASONS = {
     language_model_pb2.FINISH_REASON_STOP: "stop",
     language_model_pb2.FINISH_REASON_LENGTH: "length",
+    language_model_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 # Fields that JSON and protobuf call the same.
 _SAME_NAME = (
@@ -303,7 +304,15 @@ def _timings(timings: language_model_pb2.GenerateTimings) -> Timings:
 
 
 def _delta(delta: language_model_pb2.Delta) -> Delta:
-    return Delta(delta.index, delta.text, len(delta.token_ids), _logprobs(delta) if delta.logprobs else ())
+    calls = delta.tool_calls
+    return Delta(
+        delta.index,
+        delta.text,
+        len(delta.token_ids),
+        _logprobs(delta) if delta.logprobs else (),
+        delta.reasoning,
+        tuple(CallDelta(call.index, call.arguments, call.name) for call in calls) if calls else (),
+    )
 
 
 def _logprobs(delta: language_model_pb2.Delta) -> tuple[TokenLogprob, ...]:
