@@ -171,7 +171,7 @@ class Generator:
 
 
 class Collector(Protocol):
-    def add(self, event: Event) -> None: ...
+    def add(self, event: Event) -> object: ...
 
 
 Collected = TypeVar("Collected", bound=Collector)

@@ -14,6 +14,7 @@ from protos import language_model_pb2 as pb
 from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
 from tests.gateway.scripted import (
     MODEL,
+    called,
     delta,
     finished,
     gateway_before,
@@ -21,6 +22,7 @@ from tests.gateway.scripted import (
     replies,
     says,
     started,
+    thought,
     usage,
 )
 
@@ -106,6 +108,49 @@ async def test_events_come_in_the_official_order() -> None:
     assert events[2]["delta"] == {"type": "text_delta", "text": "Hel"}
     assert events[5]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
     assert events[5]["usage"]["output_tokens"] == 2
+
+
+def _thinks_and_calls() -> Any:
+    pieces = (called(0, name="look"), called(0, '{"at":'), called(0, ' "cat"}'), called(1, "{}", "rest"))
+    end = finished(reason=pb.FINISH_REASON_TOOL_CALLS)
+    return replies(started(), thought("hm"), thought("!"), delta("I look."), *pieces, end, usage())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_texts_and_calls_are_blocks(stream: bool) -> None:
+    async with gateway_before(_thinks_and_calls()) as gateway:
+        settings: Any = {"model": MODEL, "max_tokens": 99, "messages": HI}
+        if stream:
+            async with gateway.anthropic.messages.stream(**settings) as events:
+                message: Any = await events.get_final_message()
+        else:
+            message = await gateway.anthropic.messages.create(**settings)
+    thinking, text, look, rest = message.content
+    assert (thinking.type, thinking.thinking, thinking.signature) == ("thinking", "hm!", "")
+    assert (text.type, text.text) == ("text", "I look.")
+    assert (look.type, look.name, look.input) == ("tool_use", "look", {"at": "cat"})
+    assert (rest.name, rest.input) == ("rest", {}) and look.id != rest.id
+    assert message.stop_reason == "tool_use"
+
+
+async def test_blocks_are_streamed_one_behind_the_other() -> None:
+    async with gateway_before(_thinks_and_calls()) as gateway:
+        events = _events((await gateway.post(_body(stream=True), PATH)).text)
+    blocks = [(event["type"].removeprefix("content_block_"), event["index"]) for event in events[1:-2]]
+    lengths = {0: 2, 1: 1, 2: 2, 3: 1}
+    assert blocks == [
+        (kind, index) for index, length in lengths.items() for kind in ("start", *["delta"] * length, "stop")
+    ]
+    calls = [event["delta"] for event in events if event.get("delta", {}).get("type") == "input_json_delta"]
+    assert [call["partial_json"] for call in calls] == ['{"at":', ' "cat"}', "{}"]
+
+
+async def test_a_call_cut_short_has_no_input() -> None:
+    script = replies(started(), called(0, '{"a', "f"), finished(reason=pb.FINISH_REASON_LENGTH), usage())
+    async with gateway_before(script) as gateway:
+        message = await gateway.anthropic.messages.create(model=MODEL, max_tokens=9, messages=HI)
+    (block,) = message.content
+    assert block.type == "tool_use" and block.input == {} and message.stop_reason == "max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +300,7 @@ async def test_silence_is_filled_with_pings_that_the_client_skips() -> None:
         async with gateway.http.stream("POST", PATH, json=_body(stream=True)) as response:
             lines = response.aiter_lines()
             names = [line async for line in _until(lines, "event: ping")]
-    assert names == ["event: message_start", "event: content_block_start", "event: ping"]
+    assert names == ["event: message_start", "event: ping"]
     await gateway.llm.cancelled.wait()
 
 

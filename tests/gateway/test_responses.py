@@ -14,6 +14,7 @@ from protos import language_model_pb2 as pb
 from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from tests.gateway.scripted import (
     MODEL,
+    called,
     delta,
     finished,
     gateway_before,
@@ -21,6 +22,7 @@ from tests.gateway.scripted import (
     replies,
     says,
     started,
+    thought,
     usage,
 )
 
@@ -104,6 +106,51 @@ async def test_an_answer_cut_short_is_incomplete() -> None:
     assert whole.incomplete_details is not None and whole.incomplete_details.reason == "max_output_tokens"
     assert events[-1]["type"] == "response.incomplete"
     assert events[-2]["item"]["status"] == "incomplete"
+
+
+def _thinks_and_calls() -> Any:
+    pieces = (called(0, name="look"), called(0, '{"at":'), called(0, ' "cat"}'), called(1, "{}", "rest"))
+    end = finished(reason=pb.FINISH_REASON_TOOL_CALLS)
+    return replies(started(), thought("hm"), thought("!"), delta("I look."), *pieces, end, usage())
+
+
+async def test_thoughts_texts_and_calls_are_items() -> None:
+    async with gateway_before(_thinks_and_calls()) as gateway:
+        response = await gateway.openai.responses.create(model=MODEL, input="hi")
+    reasoning, message, look, rest = response.output
+    assert reasoning.type == "reasoning" and reasoning.content is not None
+    assert [part.text for part in reasoning.content] == ["hm!"] and reasoning.summary == []
+    assert message.type == "message" and response.output_text == "I look."
+    assert look.type == "function_call" and (look.name, look.arguments) == ("look", '{"at": "cat"}')
+    assert rest.type == "function_call" and (rest.name, rest.arguments) == ("rest", "{}")
+    assert look.call_id != rest.call_id and response.status == "completed"
+    assert len({item.id for item in response.output}) == 4
+
+
+async def test_official_stream_helper_follows_thoughts_and_calls() -> None:
+    async with (
+        gateway_before(_thinks_and_calls()) as gateway,
+        gateway.openai.responses.stream(model=MODEL, input="hi") as stream,
+    ):
+        events = [event async for event in stream]
+        final = await stream.get_final_response()
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert kinds[2:6] == ["output_item.added", "content_part.added", *["reasoning_text.delta"] * 2]
+    assert kinds[6:9] == ["reasoning_text.done", "content_part.done", "output_item.done"]
+    call = ["output_item.added", *["function_call_arguments.delta"] * 2, "function_call_arguments.done"]
+    assert kinds[15:20] == [*call, "output_item.done"]
+    (done, _) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert (done.name, done.arguments, done.output_index) == ("look", '{"at": "cat"}', 2)
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert final.output[2].arguments == done.arguments  # type: ignore[union-attr]
+
+
+async def test_a_call_cut_short_is_incomplete() -> None:
+    script = replies(started(), called(0, '{"a', "f"), finished(reason=pb.FINISH_REASON_LENGTH), usage())
+    async with gateway_before(script) as gateway:
+        response = await gateway.openai.responses.create(model=MODEL, input="hi")
+    (call,) = response.output
+    assert call.type == "function_call" and (call.status, response.status) == ("incomplete", "incomplete")
 
 
 async def test_a_conversation_with_a_picture_becomes_messages() -> None:
