@@ -83,21 +83,25 @@ class ResponseObject:
 def _echo(request: ResponsesRequest, model: str) -> dict[str, Any]:
     """What a response repeats of its request."""
     text = request.text.model_dump(exclude_none=True) if request.text is not None else {}
-    reasoning = request.reasoning
+    reasoning, choice = request.reasoning, request.tool_choice
     return {
         "model": model,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "metadata": request.metadata or {},
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": reasoning and reasoning.effort, "summary": reasoning and reasoning.summary},
         "background": False,
         "store": False,
         "temperature": request.temperature,
         "text": {"format": {"type": "text"}, **text},
-        "tool_choice": request.tool_choice or "auto",
-        "tools": [],
+        "tool_choice": "auto"
+        if choice is None
+        else choice
+        if isinstance(choice, str)
+        else choice.model_dump(),
+        "tools": [tool.model_dump() for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs or 0,
         "top_p": request.top_p,
         "truncation": "disabled",

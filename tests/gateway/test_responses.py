@@ -182,6 +182,106 @@ async def test_a_conversation_with_a_picture_becomes_messages() -> None:
     assert messages[2].parts[0].text == "a cat"
 
 
+LOOK: dict[str, Any] = {
+    "type": "function",
+    "name": "look",
+    "description": "Looks.",
+    "parameters": {"type": "object", "properties": {}},
+    "strict": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "asked"),
+    [
+        (None, pb.ToolUse(choice=pb.TOOL_CHOICE_AUTO)),
+        ("required", pb.ToolUse(choice=pb.TOOL_CHOICE_REQUIRED)),
+        ({"type": "function", "name": "look"}, pb.ToolUse(choice=pb.TOOL_CHOICE_NAMED, name="look")),
+        (
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "look"}]},
+            pb.ToolUse(choice=pb.TOOL_CHOICE_AUTO, allowed=["look"]),
+        ),
+    ],
+)
+async def test_tools_and_their_choice_are_passed_on_and_echoed(choice: Any, asked: pb.ToolUse) -> None:
+    async with gateway_before() as gateway:
+        body = _body(tools=[LOOK], tool_choice=choice, parallel_tool_calls=False)
+        response = (await gateway.post(body, PATH)).json()
+    asked.tools.add(name="look", description="Looks.", parameters=json.dumps(LOOK["parameters"]))
+    asked.single_call = True
+    assert gateway.llm.requests[0].tools == asked
+    assert response["tools"] == [LOOK] and response["parallel_tool_calls"] is False
+    assert response["tool_choice"] == (choice or "auto")
+
+
+async def test_calls_and_their_outputs_become_messages() -> None:
+    items: list[Any] = [
+        {"role": "user", "content": "look"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"},
+        {"type": "function_call", "call_id": "b", "name": "rest", "arguments": '{"s":1}'},
+        {"type": "function_call_output", "call_id": "b", "output": "rested"},
+        {
+            "type": "function_call_output",
+            "call_id": "a",
+            "output": [
+                {"type": "input_text", "text": "seen"},
+                {"type": "input_image", "image_url": PNG_URI},
+            ],
+        },
+        {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+    ]
+    async with gateway_before() as gateway:
+        await gateway.openai.responses.create(model=MODEL, input=items)
+    messages = gateway.llm.requests[0].messages
+    assert [each.role for each in messages] == ["user", "assistant", "tool", "tool", "user", "assistant"]
+    calls = [(call.name, call.arguments) for call in messages[1].tool_calls]
+    assert calls == [("look", "{}"), ("rest", '{"s":1}')] and messages[1].parts[0].text == "I look."
+    assert [message.parts[0].text for message in messages[2:4]] == ["seen", "rested"], "the calls' order"
+    assert messages[4].parts[0].image.data == PNG
+    assert [call.name for call in messages[5].tool_calls] == ["look"]
+
+
+async def test_a_schema_and_an_effort_are_passed_on() -> None:
+    schema = {"type": "object"}
+    text: Any = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
+    async with gateway_before() as gateway:
+        response = await gateway.openai.responses.create(
+            model=MODEL, input="hi", text=text, reasoning={"effort": "low"}
+        )
+    (request,) = gateway.llm.requests
+    assert request.response_format.json_schema == json.dumps(schema) and request.thinking.enabled
+    assert response.text is not None and response.text.model_dump()["format"]["name"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("tools.tools[0].parameters", "tools.0.parameters"),
+        ("tools.name", "tool_choice.name"),
+        ("response_format.json_schema", "text.format.schema"),
+        ("messages[1].parts[0].image.data", "input.0.output.0.image_url"),
+    ],
+)
+async def test_what_the_model_refuses_is_named(field: str, param: str) -> None:
+    items = [
+        {
+            "type": "function_call_output",
+            "call_id": "a",
+            "output": [{"type": "input_image", "image_url": PNG_URI}],
+        }
+    ]
+    body = {
+        "model": MODEL,
+        "input": items,
+        "tools": [LOOK],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+    }
+    async with gateway_before(replies(InvalidRequest("bad", field=field))) as gateway:
+        status, _, place, _ = await gateway.error(body, PATH)
+    assert (status, place) == (400, param)
+
+
 async def test_logprobs_come_when_included() -> None:
     entry = pb.Logprob(token_id=1, logprob=-0.5, text="a", raw=b"a")
     script = replies(
@@ -203,7 +303,18 @@ async def test_logprobs_come_when_included() -> None:
     [
         ({"input": []}, "invalid_value", "input"),
         ({"input": 1}, "invalid_value", "input"),
-        ({"input": [{"type": "function_call"}]}, "unsupported_value", "input.0"),
+        ({"input": [{"type": "web_search_call"}]}, "unsupported_value", "input.0"),
+        ({"input": [{"type": "function_call"}]}, "missing_required_parameter", "input.0.call_id"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": 1}]},
+            "invalid_value",
+            "input.0.output",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "sound"}]}]},
+            "unsupported_content_part",
+            "input.0.output.0.type",
+        ),
         ({"input": [{"role": "user", "content": 1}]}, "invalid_value", "input.0.content"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://x/"}]}]},
@@ -223,9 +334,16 @@ async def test_logprobs_come_when_included() -> None:
         ({"prompt": {"id": "p"}}, "unsupported_value", "prompt"),
         ({"background": True}, "invalid_value", "background"),
         ({"truncation": "auto"}, "invalid_value", "truncation"),
-        ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "web_search"}]}, "invalid_value", "tools.0.type"),
+        ({"tools": [{"type": "function", "name": "two words"}]}, "invalid_value", "tools.0.name"),
         ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"tool_choice": "loud"}, "invalid_value", "tool_choice"),
         ({"n": 2}, "unsupported_parameter", "n"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n"}}},
+            "missing_required_parameter",
+            "text.format.schema",
+        ),
         ({"text": {"format": {"type": "xml"}}}, "unsupported_response_format", "text.format.type"),
         ({"reasoning": {"effort": "huge"}}, "invalid_value", "reasoning.effort"),
         ({"model": "other"}, "model_not_found", "model"),
