@@ -89,14 +89,24 @@ class ToolUse:
             return ()
         return tuple(tool for tool in self.tools if not self.allowed or tool.name in self.allowed)
 
+    @property
+    def _forced(self) -> tuple[Tool, ...]:
+        """Those of which one must be called."""
+        if self.choice is ToolChoice.REQUIRED:
+            return self.shown
+        return tuple(t for t in self.tools if self.choice is ToolChoice.NAMED and t.name == self.name)
+
     def refusal(self, problem: str) -> InvalidRequest:
-        return InvalidRequest(f"the schema of a tool that must be called {problem}", field="tools.tools")
+        field = "tools.tools"
+        if len(self._forced) == 1:
+            field += f"[{self.tools.index(self._forced[0])}].parameters"
+        return InvalidRequest(f"the schema of a tool that must be called {problem}", field=field)
 
     def rule(self, may_think: bool, form: CallForm) -> str:
         """Grammar rules of an answer that must call; "" where it need not."""
-        if self.choice not in (ToolChoice.REQUIRED, ToolChoice.NAMED):
+        called = self._forced
+        if not called:
             return ""
-        called = [t for t in self.shown if self.choice is ToolChoice.REQUIRED or t.name == self.name]
         more = "" if self.single_call or self.choice is ToolChoice.NAMED else _more_calls(form)
         calls = " | ".join(f"call_{number}" for number in range(len(called)))
         rules = [f"{thinking(may_think)}call{more}", f"call: {calls}"]
