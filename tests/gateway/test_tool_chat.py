@@ -138,17 +138,6 @@ async def test_a_completion_is_kept_to_its_format() -> None:
         assert fault[:3] == (400, "unsupported_parameter", "tools")
 
 
-@pytest.mark.parametrize("said", [calls((0, "look", "")), thinks("hm")])
-async def test_a_stream_that_has_said_anything_is_not_begun_anew(said: pb.GenerateResponse) -> None:
-    """Calls and thoughts count as much as text."""
-    script = replies(started(), said, RuntimeError("as if killed"))
-    async with gateway_before(script) as gateway:
-        response = await gateway.post(ask(stream=True))
-        assert len(gateway.llm.requests) == 1
-    *_, failure, done = response.text.strip().split("\n\n")
-    assert json.loads(failure.removeprefix("data: "))["error"]["code"] and done == "data: [DONE]"
-
-
 @pytest.mark.parametrize(
     ("path", "body"),
     [
