@@ -112,10 +112,17 @@ class ToolUse:
         rules = [f"{thinking(may_think)}call{more}", f"call: {calls}"]
         for number, tool in enumerate(called):
             head, tail = _around_arguments(form, tool.name)
-            schema = json.dumps({"type": "object"} | tool.schema())
-            arguments = ResponseFormat(FormatKind.JSON_SCHEMA, schema).rule()
-            rules += [f"call_{number}: {head} arguments_{number} {tail}", f"arguments_{number}: {arguments}"]
+            rules.append(f"call_{number}: {head} arguments_{number} {tail}")
+            rules.append(f"arguments_{number}: {self._arguments_rule(tool)}")
         return "\n".join(rules) + ("\n" + _THOUGHT if may_think else "")
+
+    def _arguments_rule(self, tool: Tool) -> str:
+        schema = json.dumps({"type": "object"} | tool.schema())
+        try:
+            return ResponseFormat(FormatKind.JSON_SCHEMA, schema).rule()
+        except InvalidRequest:  # which names the field of a format
+            field = f"tools.tools[{self.tools.index(tool)}].parameters"
+            raise InvalidRequest("parameters: no JSON Schema that can be enforced", field=field) from None
 
 
 def _more_calls(form: CallForm) -> str:

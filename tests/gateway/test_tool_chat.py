@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.config import GatewayConfig
 from protos import language_model_pb2 as pb
 from protos.errors import InvalidRequest
 from tests.gateway.scripted import (
@@ -80,6 +81,14 @@ async def test_a_stream_of_calls_is_what_clients_put_together() -> None:
     assert [piece["index"] for piece in pieces] == [0, 0, 0, 1, 1]
     assert ["id" in piece for piece in pieces] == [True, False, False, True, False]
     assert deltas[-1] == {}
+
+
+async def test_thoughts_have_the_newer_name_too_where_the_operator_says_so() -> None:
+    async with gateway_before(CALLING, config=GatewayConfig(also_reasoning=True)) as gateway:
+        message = (await gateway.post(ask())).json()["choices"][0]["message"]
+        text = (await gateway.post(ask(stream=True))).text
+    assert message["reasoning"] == message["reasoning_content"] == "I must look."
+    assert '"delta":{"reasoning_content":"look.","reasoning":"look."}' in text
 
 
 async def test_calls_and_their_answers_go_back() -> None:
