@@ -28,6 +28,7 @@ class ChunkEncoder:
         details: bool = False,
     ) -> None:
         """`details`: what the encoder cut, as soon as it is known, and timings beside the usage."""
+        self._reply = reply
         head = {
             "id": reply.id,
             "object": "chat.completion.chunk",
@@ -107,7 +108,7 @@ class ChunkEncoder:
             return self._content(delta)
         deltas: list[dict[str, Any]] = []
         if delta.reasoning:
-            deltas.append({"reasoning_content": delta.reasoning})
+            deltas.append({**self._reply.reasoning(delta.reasoning)})
         if delta.text:
             deltas.append({"content": delta.text})
         deltas += [{"tool_calls": [self._call(delta.index, call)]} for call in delta.calls]

@@ -22,6 +22,10 @@ class Reply:
     num_choices: int
     logprobs: bool = False
     service_tier: str | None = None  # said only when the request asked for one
+    reasoning_keys: tuple[str, ...] = ("reasoning_content",)  # what the model thinks is said under each
+
+    def reasoning(self, text: str) -> dict[str, str]:
+        return dict.fromkeys(self.reasoning_keys, text)
 
 
 @dataclass
@@ -40,7 +44,7 @@ class _Choice:
         for call in delta.calls:
             self.calls.add(call)
 
-    def message(self) -> dict[str, Any]:
+    def message(self, reply: Reply) -> dict[str, Any]:
         """Calls without a text have no content; what a model did not do has no key."""
         text, calls = "".join(self.texts), self.calls.calls
         message: dict[str, Any] = {
@@ -49,7 +53,7 @@ class _Choice:
             "refusal": None,
         }
         if self.reasoning:
-            message["reasoning_content"] = "".join(self.reasoning)
+            message |= reply.reasoning("".join(self.reasoning))
         if calls:
             message["tool_calls"] = [_call_json(call) for call in calls]
         return message
@@ -97,7 +101,7 @@ class Completion:
         logprobs = {"content": choice.logprobs, "refusal": None} if self._reply.logprobs else None
         return {
             "index": index,
-            "message": choice.message(),
+            "message": choice.message(self._reply),
             "logprobs": logprobs,
             "finish_reason": choice.finish_reason,
         }

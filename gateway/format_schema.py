@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from gateway.json_size import BOUNDED
 from gateway.strict_model import StrictModel
 
 MAX_CHOICE_STRINGS = 1024
@@ -35,7 +37,7 @@ class NamedSchema(StrictModel):
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[dict[str, Any], BOUNDED, Field(alias="schema")]
     strict: bool | None = None
 
 
@@ -74,7 +76,7 @@ def _schema_tag(value: Any) -> str | None:
 
 
 JsonSchema = Annotated[
-    Annotated[str, Tag("#string")] | Annotated[dict[str, Any], Tag("#object")],
+    Annotated[str, Tag("#string")] | Annotated[dict[str, Any], BOUNDED, Tag("#object")],
     Discriminator(
         _schema_tag,
         custom_error_type="schema_type",
@@ -133,7 +135,7 @@ class FormatFields(StrictModel):
     regex: Pattern | None = None
     json_schema: JsonSchema | None = None
 
-    @property
+    @cached_property
     def formats(self) -> list[AskedFormat]:
         """All that are asked for; more than one is a contradiction."""
         return [*self._formats()]

@@ -28,7 +28,16 @@ _TYPES = {
     "model_type": "an object",
 }
 # Validators of schema.py word these themselves.
-_OWN = {"content_type", "prompt_type", "stop", "logit_bias", "cache_salt", "schema_type", "formats"}
+_OWN = {
+    "content_type",
+    "prompt_type",
+    "stop",
+    "logit_bias",
+    "cache_salt",
+    "schema_type",
+    "formats",
+    "json_size",
+}
 # A part is refused for its type, which is one step below the place where the union failed.
 _BELOW = {"unsupported_content_part": "type", "unsupported_response_format": "type"}
 # What has taken the place of a key that is refused.

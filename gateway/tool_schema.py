@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from gateway.json_size import BOUNDED
 from gateway.strict_model import StrictModel
 
 MAX_TOOLS = 128
@@ -22,6 +23,8 @@ class Function(StrictModel):
 
 
 class Tool(StrictModel):
+    """What the model may ask the client to run."""
+
     type: Literal["function"] = "function"
     function: Function
 
@@ -31,6 +34,8 @@ class FunctionName(StrictModel):
 
 
 class NamedTool(StrictModel):
+    """As a choice: this one must be called."""
+
     type: Literal["function"] = "function"
     function: FunctionName
 
@@ -41,6 +46,8 @@ class AllowedTools(StrictModel):
 
 
 class AllowedToolsChoice(StrictModel):
+    """The model is told of these alone."""
+
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
 
@@ -65,7 +72,7 @@ ToolChoice = Annotated[
 
 
 class ToolFields(StrictModel):
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None  # []: as if left out
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), BOUNDED] | None = None  # []: as if left out
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
