@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
 from gateway.adaptation import Adaptation, Place, given, same_fields
-from gateway.errors import RequestError
+from gateway.errors import THREAD_UNSUPPORTED, RequestError
 from gateway.messages_tools import AnthropicChoice, AnthropicTool, ToolUseBlock, chat_choice, chat_tools
 from gateway.schema import (
     MAX_STOP_STRINGS,
@@ -201,6 +202,14 @@ class CountTokensRequest(StrictModel):
     tool_choice: AnthropicChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    thread: None = None
+
+    @field_validator("thread", mode="before")
+    @classmethod
+    def _refuse_threads(cls, value: Any) -> Any:
+        if value is not None:
+            raise PydanticCustomError(THREAD_UNSUPPORTED, "names what is stored; this server stores nothing")
+        return value
 
 
 class MessagesRequest(CountTokensRequest):

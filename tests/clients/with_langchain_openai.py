@@ -78,7 +78,7 @@ def structured_output(server: Server) -> None:
 def a_tool_is_called(server: Server) -> None:
     chat, messages = _chat(server), _asked(server, "things.png", COLOR_QUESTION)
     first: Any = None
-    for chunk in chat.bind_tools([paint], tool_choice="any").stream(messages):
+    for chunk in chat.bind_tools([paint], tool_choice="any", strict=True).stream(messages):
         first = chunk if first is None else first + chunk
     (call,) = first.tool_calls
     assert call["name"] == "paint" and call["args"]["color"] in COLORS
@@ -98,7 +98,7 @@ def responses(server: Server) -> None:
 
 def responses_call_a_tool(server: Server) -> None:
     chat, messages = _chat(server, use_responses_api=True), _asked(server, "things.png", COLOR_QUESTION)
-    first = chat.bind_tools([paint], tool_choice="paint").invoke(messages)
+    first = chat.bind_tools([paint], tool_choice="paint", strict=True).invoke(messages)
     (call,) = first.tool_calls
     assert call["name"] == "paint" and call["args"]["color"] in COLORS
     assert chat.bind_tools([paint]).invoke([*messages, first, paint.invoke(call)]).text

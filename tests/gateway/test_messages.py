@@ -446,3 +446,36 @@ async def test_tokens_of_tools_are_counted_by_a_request_that_is_given_up() -> No
         count = await gateway.anthropic.messages.count_tokens(model=MODEL, messages=HI, tools=[LOOK])
         await gateway.llm.cancelled.wait()
     assert count.input_tokens == 50 and gateway.llm.requests[0].tools.tools[0].name == "look"
+
+
+async def test_the_official_tool_runner_does_without_threads() -> None:
+    """It asks for one, is told that there are none, and sends the whole conversation each time."""
+    answers = [
+        replies(
+            started(),
+            called(0, '{"at": "cat"}', "look"),
+            finished(reason=pb.FINISH_REASON_TOOL_CALLS),
+            usage(),
+        ),
+        says("a cat"),
+    ]
+
+    @anthropic.beta_async_tool
+    async def look(at: str) -> str:
+        """Looks."""
+        return f"seen: {at}"
+
+    def script(request: pb.GenerateRequest) -> Any:
+        return answers.pop(0)(request)
+
+    async with gateway_before(script) as gateway:
+        refused = await gateway.post(_body(thread={"type": "create"}), PATH)
+        runner = gateway.anthropic.beta.messages.tool_runner(
+            model=MODEL, max_tokens=9, messages=HI, tools=[look]
+        )
+        final = await runner.until_done()
+    assert refused.json()["error"]["details"]["error_code"] == "thread_unsupported_request"
+    assert final.content[0].type == "text" and final.content[0].text == "a cat"
+    first, second = gateway.llm.requests
+    assert [message.role for message in second.messages] == ["user", "assistant", "tool"]
+    assert second.messages[2].parts[0].text == "seen: cat" and second.tools == first.tools
