@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ from tests.clients.checks import (
     main,
 )
 
-# For hosted vLLM, LiteLLM takes "additionalProperties" away; the demo model would add keys of its own.
+# Closed twice over, since LiteLLM takes the one away for hosted vLLM and the other for Anthropic: the demo model
+# would go on with keys of its own.
 PAINT = {
     "type": "function",
     "function": {
@@ -33,6 +35,7 @@ PAINT = {
             "type": "object",
             "properties": {"color": {"type": "string", "enum": list(COLORS)}},
             "required": ["color"],
+            "additionalProperties": False,
             "maxProperties": 1,
         },
     },
@@ -106,7 +109,7 @@ def structured_output(server: Server) -> None:
 
 
 def _call(server: Server, provider: str, choice: Any) -> None:
-    settings = _settings(server, provider, tools=[PAINT])
+    settings = _settings(server, provider, tools=[copy.deepcopy(PAINT)])  # LiteLLM changes it in place
     messages = _asked(server, "things.png", COLOR_QUESTION)
     first = litellm.completion(messages=messages, tool_choice=choice, **settings)
     (call,) = first.choices[0].message.tool_calls
