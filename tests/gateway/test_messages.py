@@ -255,6 +255,7 @@ async def test_blocks_become_parts() -> None:
         ({"messages": HI, "tool_choice": {"type": "any"}}, "'tool_choice'"),
         ({"messages": HI, "tools": [LOOK], "tool_choice": {"type": "all"}}, "'tool_choice'"),
         ({"messages": HI, "thinking": {"type": "loud"}}, "'thinking.type'"),
+        ({"messages": HI, "output_format": {"type": "json_schema", "schema": {}}}, "'output_format'"),
         ({"messages": HI, "output_config": {"format": {"type": "xml"}}}, "'output_config.format.type'"),
     ],
 )
