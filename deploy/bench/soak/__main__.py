@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except (PartFailed, CompletionError, Unexpected, httpx.HTTPError, OSError) as error:
         ended = f"the run broke off: {type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        ended = "the run was interrupted"
     found = [*([ended] if ended else []), *_found(record)]
     if len(record.rests) >= MIN_RESTS:
         print(table(record.rests, record.tally))

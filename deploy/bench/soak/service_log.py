@@ -1,4 +1,4 @@
-"""The log lines of the services: kept where one tells of an error, and never shown while all is well."""
+"""The log lines of the services: shown unless bad input asked for them, kept where one tells of an error."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from deploy.progress import Progress
 
 SERIOUS = re.compile(r" (ERROR|CRITICAL) |^Traceback |ended \((exit code|signal)")
+EXPECTED = re.compile(r"Invalid HTTP request received")
 MAX_KEPT = 200
 
 
@@ -20,6 +21,8 @@ class ServiceLog(Progress):
         self.is_stopping = False
 
     def log_line(self, name: str, line: str) -> None:
-        if SERIOUS.search(line) and not self.is_stopping and len(self.serious) < MAX_KEPT:
+        if self.is_stopping or EXPECTED.search(line):
+            return
+        if SERIOUS.search(line) and len(self.serious) < MAX_KEPT:
             self.serious.append(f"{name}: {line}")
-            super().log_line(name, line)
+        super().log_line(name, line)
