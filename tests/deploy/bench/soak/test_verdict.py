@@ -7,7 +7,7 @@ from deploy.bench.soak.rest import Rest
 from deploy.bench.soak.verdict import MIB, faults, rows
 
 ROUND_S = 30.0
-NUM_RESTS = 40
+NUM_RESTS = 60
 
 
 def run(growth: float = 0.0, num_rests: int = NUM_RESTS) -> list[Rest]:
@@ -40,7 +40,7 @@ def test_a_leak_is_named_with_its_rate() -> None:
 
 
 def test_slow_growth_is_borne() -> None:
-    assert faults(run(growth=15)) == []
+    assert faults(run(growth=40)) == []
 
 
 def test_what_a_short_run_cannot_tell_from_noise_is_no_leak() -> None:
