@@ -5,7 +5,7 @@ at the level of before, exactly.  Descriptors must not be more than in the rests
 connection has come to be; threads not more than that by a pool that was first needed later.
 
 Resident memory is noisier: allocators keep what a peak needed, in steps that become rarer.  The engine, whose
-live memory stays level, grows by some 10 MiB each time its age doubles, a leak by the same in every minute; so
+live memory stays level, grows by some 10 MiB each time its age doubles, a leak by the same in every minute:
 the first half of a run is warm-up.  A process leaks when both hold for the rests behind it, through which a
 straight line is laid (trend.py):
 
