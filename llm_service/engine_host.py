@@ -332,6 +332,7 @@ class EngineHost:
             num_preemptions=scheduler.num_preemptions,
             num_store_hits=scheduler.num_store_hits,
             num_store_grants=scheduler.num_store_grants,
+            num_store_slots_in_use=scheduler.num_store_slots_in_use,
         )
 
 

@@ -98,6 +98,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_preemptions: int
     num_store_hits: int = 0  # see VisualStore, since the engine started
     num_store_grants: int = 0
+    num_store_slots_in_use: int = 0
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):

@@ -184,6 +184,11 @@ class Scheduler:
         return self._store.num_grants
 
     @property
+    def num_store_slots_in_use(self) -> int:
+        """Slots that are granted or that a living group needs."""
+        return self._store.num_in_use
+
+    @property
     def num_free_blocks(self) -> int:
         return self._blocks.num_free_blocks
 
