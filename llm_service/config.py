@@ -171,7 +171,11 @@ class EncoderPoolConfig:
         metadata={"help": "seconds an encoder may take to read the headers of a request's pictures"},
     )
     heartbeat_timeout_s: float = field(
-        default=0.6, metadata={"help": "silence after which an encoder counts as dead (it beats every 0.2 s)"}
+        default=0.6,
+        metadata={
+            "help": "silence after which an encoder counts as dead where another can take over, else ten "
+            "times that (it beats every 0.2 s)"
+        },
     )
     tile_timeout_s: float = field(
         default=120.0,

@@ -206,6 +206,10 @@ class EncoderPool:
         loads = {target: connection.load.total for target, connection in ready.items()}
         return ready[choose(content_hash, loads, num_tiles, free=FREE_TILES)]
 
+    def has_candidate(self, fingerprint: bytes, exclude: Collection[str]) -> bool:
+        """Whether `choose` would find one without asking around."""
+        return bool(self._candidates(fingerprint, exclude))
+
     def give_up(self, connection: EncoderConnection) -> None:
         """It failed: not chosen again before it has answered; its name may have other addresses by now."""
         connection.mark_dead()

@@ -33,9 +33,6 @@ SERVE_FLAGS = (
     "--tile-ring-mib=16",
     "--encoder-host-cache-mib=16",
     f"--max-body-bytes={MAX_BODY_BYTES}",
-    # On cores that services and clients share, the one encoder may not run for the default's 0.6 s, and there
-    # is no other to go to.
-    "--heartbeat-timeout-s=5",
 )
 
 
