@@ -70,7 +70,8 @@ class EngineConfig:
     overlap_on_shared_gpu: bool = field(
         default=False,
         metadata={
-            "help": "also where every encoder computes on the engine's GPU: there the two only take turns"
+            "help": "also where every encoder computes on the engine's GPU and needs several forwards: there "
+            "the two only take turns"
         },
     )
     min_overlap_tokens: int = field(

@@ -57,7 +57,7 @@ class PromptInput:
     max_tokens: int
     priority: int = 0
     cache_salt: bytes = b""
-    shares_gpu: bool = False  # with the encoders
+    takes_turns: bool = False  # with the encoders
     grammar: str = ""  # see AddRequest
 
 
@@ -199,7 +199,7 @@ class EngineClient:
                 max_tokens=prompt.max_tokens,
                 priority=prompt.priority,
                 cache_salt=prompt.cache_salt,
-                shares_gpu=prompt.shares_gpu,
+                takes_turns=prompt.takes_turns,
                 grammar=prompt.grammar,
             )
         )

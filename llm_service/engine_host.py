@@ -346,7 +346,7 @@ def _group(group_id: int, message: AddRequest) -> SequenceGroup:
         stop_token_ids=frozenset(message.stop_token_ids),
         max_tokens=message.max_tokens,
         cache_salt=message.cache_salt,
-        shares_gpu=message.shares_gpu,
+        takes_turns=message.takes_turns,
     )
 
 

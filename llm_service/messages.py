@@ -28,7 +28,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     priority: int
     cache_salt: bytes
-    shares_gpu: bool = False  # with the encoders: tiles and prefill take turns
+    takes_turns: bool = False  # with the encoders: tiles and prefill take turns
     grammar: str = ""  # that every choice's text has to fulfil; empty: none
 
 

@@ -311,7 +311,7 @@ class Scheduler:
         """Whether it is worth a step to compute what is before a tile that is on its way."""
         config = self._config
         return config.enable_encoding_overlap and (
-            config.overlap_on_shared_gpu or not sequence.group.shares_gpu
+            config.overlap_on_shared_gpu or not sequence.group.takes_turns
         )
 
     def _first_missing(self, sequence: Sequence, start: int, end: int | None) -> VisualTile | None:

@@ -55,7 +55,7 @@ class SequenceGroup:
     stop_token_ids: frozenset[int]  # tokens that end a choice, end of sequence included
     max_tokens: int
     cache_salt: bytes = b""
-    shares_gpu: bool = False  # its encoders compute on the engine's GPU
+    takes_turns: bool = False  # its encoders compute on the engine's GPU
     sequences: list[Sequence] = field(default_factory=list)
 
     def text_token_ids(self) -> list[int]:

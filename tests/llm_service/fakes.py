@@ -211,7 +211,7 @@ class World:
         stops: frozenset[int] = frozenset(),
         min_tokens: int = 0,
         presence_penalty: float = 0.0,
-        shares_gpu: bool = False,
+        takes_turns: bool = False,
         grammar: Grammar | None = None,
     ) -> SequenceGroup:
         group_id = len(self.groups)
@@ -221,7 +221,7 @@ class World:
         )
         token_ids, tiles = layout(parts)
         rank = QueueRank(priority, group_id)
-        group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, shares_gpu)
+        group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, takes_turns)
         self.groups[group_id] = group
         self.engine.add(group, grammar)
         return group

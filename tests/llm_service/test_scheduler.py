@@ -396,7 +396,7 @@ class TestEncodingOverlap:
     @pytest.mark.parametrize("is_wanted", [False, True])
     def test_where_encoders_share_the_gpu_only_if_that_is_wanted(self, is_wanted):
         world = World(overlap_on_shared_gpu=is_wanted)
-        shared, apart = world.add(self.PARTS, shares_gpu=True), world.add(self.PARTS)
+        shared, apart = world.add(self.PARTS, takes_turns=True), world.add(self.PARTS)
         world.step()
         world.deliver_tile(shared, 0)
         world.step()
