@@ -341,7 +341,7 @@ class ServedWorld:
         self.error: Exception | None = None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
-        listener.listen(16)
+        listener.listen(128)  # a full queue would refuse connections that tests make one after another
         self.listener = listener
         self.ready = EngineReady(
             max_model_len=world.max_model_len or world.num_blocks * world.block_size,
