@@ -130,7 +130,7 @@ class EncoderServicer:
             config.max_stream_bytes,
         )
         self._rings = Rings(config.tile_ring_dir)
-        self._gpu_uuid, self._batch_tiles = "" if gpu is None else gpu.uuid, sizes.first
+        self._gpu_uuid, self._batch_tiles = "" if gpu is None else gpu.uuid, sizes.most
         self._stream_ids = count()
         self._streams_open = 0
         self._streams: set[TileStream] = set()  # of those that are open, once they may have tiles

@@ -40,7 +40,7 @@ class EncoderModel:
 
     fingerprint: bytes
     gpu_uuid: str = ""  # empty on a CPU
-    batch_tiles: int = 0  # most of a forward that finds the tower idle
+    batch_tiles: int = 0  # most of a forward
 
 
 class EncoderConnection:
@@ -169,8 +169,8 @@ class EncoderPool:
     def take_turns(self, gpu_uuid: str, num_tiles: int) -> bool:
         """Whether prefill on that GPU and the forwards of so many tiles would be in each other's way.
 
-        They are where it is the GPU of every encoder that answers, unless one forward makes all of the tiles:
-        when the first comes, the tower has done with them.
+        They are where it is the GPU of every encoder that answers, unless one forward could make all of the
+        tiles: then the tower has all but done with them when the first comes.
         """
         models = [_model(connection) for connection in _ready(self.connections)]
         return bool(gpu_uuid and models) and all(
