@@ -78,7 +78,7 @@ class EngineConfig:
         default=0,
         metadata={
             "help": "fewest prompt tokens worth a step while the tile behind them is on its way; "
-            "0: 1024 on a GPU, 1 on the CPU"
+            "0: on a GPU those of the tiles that an idle encoder makes together, at most 1024; 1 on the CPU"
         },
     )
     num_kv_blocks: int = field(

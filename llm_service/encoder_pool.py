@@ -41,6 +41,7 @@ class EncoderModel:
     fingerprint: bytes
     gpu_uuid: str = ""  # empty on a CPU
     batch_tiles: int = 0  # most of a forward
+    first_batch_tiles: int = 0  # most of a forward that finds the tower idle
 
 
 class EncoderConnection:
@@ -122,7 +123,9 @@ class EncoderConnection:
         if self._wants_fp8 and tensor_pb2.DTYPE_FLOAT8_E4M3 in response.payload_dtypes:
             self.payload_dtype = tensor_pb2.DTYPE_FLOAT8_E4M3
             fingerprint = self._base.fingerprint(response.compute_dtype, self.payload_dtype)
-        self.model = EncoderModel(fingerprint, response.gpu_uuid, response.batch_tiles)
+        self.model = EncoderModel(
+            fingerprint, response.gpu_uuid, response.batch_tiles, response.first_batch_tiles
+        )
         element_bytes = dtype_from_proto(response.payload_dtype).itemsize
         self._rings.ensure(response.tokens_per_tile * response.hidden_size * element_bytes)
 
@@ -165,6 +168,13 @@ class EncoderPool:
     @property
     def num_ready(self) -> int:
         return len(_ready(self.connections))
+
+    @property
+    def first_batch_tiles(self) -> int:
+        """Tiles that come together from an idle encoder: from the one with the fewest."""
+        return min(
+            (_model(connection).first_batch_tiles for connection in _ready(self.connections)), default=0
+        )
 
     def take_turns(self, gpu_uuid: str, num_tiles: int) -> bool:
         """Whether prefill on that GPU and the forwards of so many tiles would be in each other's way.

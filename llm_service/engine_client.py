@@ -58,6 +58,7 @@ class PromptInput:
     priority: int = 0
     cache_salt: bytes = b""
     takes_turns: bool = False  # with the encoders
+    arrival_tokens: int = 0  # see AddRequest
     grammar: str = ""  # see AddRequest
 
 
@@ -200,6 +201,7 @@ class EngineClient:
                 priority=prompt.priority,
                 cache_salt=prompt.cache_salt,
                 takes_turns=prompt.takes_turns,
+                arrival_tokens=prompt.arrival_tokens,
                 grammar=prompt.grammar,
             )
         )

@@ -347,6 +347,7 @@ def _group(group_id: int, message: AddRequest) -> SequenceGroup:
         max_tokens=message.max_tokens,
         cache_salt=message.cache_salt,
         takes_turns=message.takes_turns,
+        arrival_tokens=message.arrival_tokens,
     )
 
 

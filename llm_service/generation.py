@@ -277,6 +277,7 @@ class Generation:
             priority=request.priority,
             cache_salt=request.cache_salt,
             takes_turns=encoders.take_turns(self._backends.engine.ready.gpu_uuid, len(tiles)),
+            arrival_tokens=encoders.first_batch_tiles * max((tile.num_tokens for tile in tiles), default=0),
             grammar=grammar,
         )
 

@@ -29,6 +29,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     priority: int
     cache_salt: bytes
     takes_turns: bool = False  # with the encoders: tiles and prefill take turns
+    arrival_tokens: int = 0  # visual tokens that come together; 0: nobody knows
     grammar: str = ""  # that every choice's text has to fulfil; empty: none
 
 

@@ -56,6 +56,7 @@ class SequenceGroup:
     max_tokens: int
     cache_salt: bytes = b""
     takes_turns: bool = False  # its encoders compute on the engine's GPU
+    arrival_tokens: int = 0  # visual tokens that come together; 0: nobody knows
     sequences: list[Sequence] = field(default_factory=list)
 
     def text_token_ids(self) -> list[int]:

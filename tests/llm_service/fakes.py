@@ -212,6 +212,7 @@ class World:
         min_tokens: int = 0,
         presence_penalty: float = 0.0,
         takes_turns: bool = False,
+        arrival_tokens: int = 0,
         grammar: Grammar | None = None,
     ) -> SequenceGroup:
         group_id = len(self.groups)
@@ -222,6 +223,7 @@ class World:
         token_ids, tiles = layout(parts)
         rank = QueueRank(priority, group_id)
         group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, takes_turns)
+        group.arrival_tokens = arrival_tokens
         self.groups[group_id] = group
         self.engine.add(group, grammar)
         return group

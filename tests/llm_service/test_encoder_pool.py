@@ -162,13 +162,14 @@ class TestGpu:
                 connection.model = EncoderModel(FINGERPRINT, "GPU-1", batch_tiles)
             assert [pool.take_turns("GPU-1", num_tiles) for num_tiles in (0, 8, 16, 17)] == [0, 0, 0, 1]
 
-    async def test_an_encoder_says_where_it_is(self) -> None:
+    async def test_an_encoder_says_where_it_is_and_how_its_tiles_come(self) -> None:
         encoder = ScriptedEncoder()
-        encoder.gpu_uuid, encoder.batch_tiles = "GPU-1", 8
+        encoder.gpu_uuid, encoder.batch_tiles, encoder.first_batch_tiles = "GPU-1", 8, 4
         async with encoders(encoder) as targets:
             pool = make_pool(*targets)
             await pool.fingerprint()
             assert pool.take_turns("GPU-1", 9) and not pool.take_turns("GPU-1", 8)
+            assert pool.first_batch_tiles == 4
             await pool.close()
 
 
