@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from gateway.format_schema import FormatFields
 from gateway.schema import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -14,9 +15,9 @@ from gateway.schema import (
     PositiveInt,
     SamplingFields,
     StreamOptions,
-    StrictModel,
     TokenId,
 )
+from gateway.strict_model import StrictModel
 
 # OpenAI's and vLLM's default for this endpoint.
 DEFAULT_MAX_TOKENS = 16
@@ -49,7 +50,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, FormatFields):
     """Body of `POST /v1/completions`.  Undeclared keys are kept: see `refused_key`, `unknown_keys`."""
 
     model_config = ConfigDict(extra="allow")
