@@ -24,8 +24,8 @@ from tests.clients.checks import (
     main,
 )
 
-# Closed twice over: LiteLLM takes the one away for hosted vLLM and the other for Anthropic, and the demo model
-# would go on with keys of its own.
+# Closed twice over: LiteLLM takes the one away for hosted vLLM and the other for Anthropic.  Left open,
+# the demo model would go on with keys of its own.
 PAINT = {
     "type": "function",
     "function": {
