@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import ssl
 import time
@@ -192,6 +193,10 @@ REDIRECTS = {
     "with a backslash": redirect(f"https://other.example\\@{HOST}/a.png"),
     "without a location": status(302),
     "with blanks": redirect("/a b"),
+    "to a broken bracket": redirect("https://[::1"),
+    "to no host": redirect("https:///a.png"),
+    "to a scheme of an app": redirect("javascript:alert(1)"),
+    "to loopback under two locations": status(302, "Location: /a.png", "Location: https://127.0.0.1/a.png"),
     "in a circle": redirect("/b"),
 }
 
@@ -266,6 +271,13 @@ UNUSABLE = {
     "two lengths": ok(BODY, "Content-Length: 5"),
     "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
     "a compressed body": ok(BODY, "Content-Encoding: gzip"),
+    "a body that says twice how it is coded": ok(BODY, "Content-Encoding: identity, gzip"),
+    "a transfer that is compressed": CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n",
+    "a length beyond all numbers": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "another protocol": status(101, "Upgrade: websocket", "Connection: upgrade"),
+    "a chunk beyond all numbers": CHUNKED + b"f" * 300 + b"\r\n",
+    "large trailers": CHUNKED + b"0\r\n" + b"X-A: a\r\n" * 20_000 + b"\r\n",
+    "a header that is folded": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n 3\r\n\r\n" + BODY,
     "large headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: a\r\n" * 20_000 + b"\r\n",
     "tiny chunks": CHUNKED + b"1\r\na\r\n" * 5000,
 }
@@ -355,6 +367,35 @@ async def test_the_certificate_must_be_the_names(
     else:
         assert await refusal(fetcher, f"https://{name}/a.png") == NOT_FETCHED
     server.close()
+
+
+async def test_a_body_that_claims_to_be_compressed_is_never_inflated() -> None:
+    bomb = gzip.compress(bytes(MOST * 100))
+    async with internet(**{"a.png": ok(bomb), "b": ok(bomb, "Content-Encoding: gzip")}) as it:
+        assert await fetch(it.fetcher()) == bomb
+        assert await refusal(it.fetcher(), f"https://{HOST}/b") == NOT_FETCHED
+
+
+async def test_what_the_server_says_before_it_is_asked_counts_as_the_answer_to_one_request() -> None:
+    """Two answers on a connection: the second is for nobody."""
+    async with internet(**{"a.png": ok(BODY) + ok(b"another")}) as it:
+        assert await fetch(it.fetcher()) == BODY
+        assert len(it.requests) == 1
+
+
+async def test_the_host_of_a_redirect_is_asked_under_its_own_name() -> None:
+    async with internet(**{"b": redirect("//other.example./a.png"), "a.png": ok(BODY)}) as it:
+        it.names["other.example"] = ["198.41.0.4"]
+        assert await fetch(it.fetcher(), f"https://{HOST}/b") == BODY
+    assert it.connected == [(ADDRESS, 443, HOST), ("198.41.0.4", 443, "other.example")]
+    assert [b"Host: other.example\r\n" in head for head in it.requests] == [False, True]
+
+
+async def test_an_address_in_the_url_needs_a_certificate_of_its_own() -> None:
+    async with internet(**{"a.png": ok(BODY)}) as it:
+        assert await fetch(it.fetcher(), f"https://{ADDRESS}/a.png") == BODY
+    assert it.connected == [(ADDRESS, 443, ADDRESS)]
+    assert f"Host: {ADDRESS}\r\n".encode() in it.requests[0]
 
 
 async def test_names_are_looked_up_by_the_system() -> None:
