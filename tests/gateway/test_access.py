@@ -77,6 +77,27 @@ async def test_orchestrators_need_no_key(path: str) -> None:
         assert (await gateway.http.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (b"/page/../v1/models", 404),
+        (b"/page/%2e%2e/v1/models", 404),
+        (b"/page/..%2fv1%2fmodels", 404),
+        (b"/health/../v1/models", 401),
+        (b"//v1/models", 401),
+        (b"/v1/models;/page/", 401),
+    ],
+)
+async def test_no_way_leads_from_an_open_path_to_another(path: bytes, status: int) -> None:
+    """Over a raw socket: clients tidy paths up."""
+    async with gateway_before(config=with_keys()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(f"HTTP/1.1 {status} ".encode())
+        writer.close()
+
+
 async def test_a_stranger_with_a_large_body_hears_the_refusal() -> None:
     async with gateway_before(config=with_keys()) as gateway:
         response = await gateway.http.post(CHAT, content=b"x" * (8 << 20))
