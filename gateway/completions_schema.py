@@ -14,9 +14,9 @@ from gateway.schema import (
     PositiveInt,
     SamplingFields,
     StreamOptions,
-    StrictModel,
     TokenId,
 )
+from gateway.strict_model import StrictModel
 
 # OpenAI's and vLLM's default for this endpoint.
 DEFAULT_MAX_TOKENS = 16

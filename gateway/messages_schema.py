@@ -13,8 +13,8 @@ from gateway.schema import (
     MAX_STOP_STRINGS,
     ChatCompletionRequest,
     PositiveInt,
-    StrictModel,
 )
+from gateway.strict_model import StrictModel
 
 BLOCK_TYPES = "text, image, document, thinking, redacted_thinking"
 _SAMPLING = ("temperature", "top_p", "top_k")

@@ -13,7 +13,8 @@ from gateway.access import OPEN_PATHS
 from gateway.completions_schema import CompletionRequest, DetokenizeBody, TokenizeBody
 from gateway.messages_schema import CountTokensRequest, MessagesRequest
 from gateway.responses_schema import ResponsesRequest
-from gateway.schema import ChatCompletionRequest, StrictModel
+from gateway.schema import ChatCompletionRequest
+from gateway.strict_model import StrictModel
 from gateway.version import version
 
 _KEY_SCHEMES = {

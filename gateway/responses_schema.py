@@ -15,8 +15,8 @@ from gateway.schema import (
     ChatMessage,
     PositiveInt,
     SamplingFields,
-    StrictModel,
 )
+from gateway.strict_model import StrictModel
 
 LOGPROBS = "message.output_text.logprobs"
 _SAMPLING = tuple(SamplingFields.model_fields.keys() - {"n", "max_tokens"})
