@@ -8,10 +8,13 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import INTERNAL_MESSAGE, error_response
+from gateway.errors import ANTHROPIC_ROOT, INTERNAL_MESSAGE, error_response
 from gateway.metrics import GatewayMetrics
 from protos.errors import ModelError
 from protos.request_context import REQUEST_ID_KEY, accept_request_id
+
+# What Anthropic's clients read.
+ANTHROPIC_ID_KEY = "request-id"
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_KEY] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_KEY] = request_id
+                if scope["path"].startswith(ANTHROPIC_ROOT):
+                    headers[ANTHROPIC_ID_KEY] = request_id
             await send(message)
 
         with self._metrics.in_flight.track_inprogress():
