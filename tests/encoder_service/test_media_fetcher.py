@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from encoder_service.fetch_limits import FetchLimits
-from encoder_service.media_fetcher import NOT_FETCHED, ByteBudget, MediaFetcher, open_connection
+from encoder_service.media_fetcher import NOT_FETCHED, FetchBudget, MediaFetcher, open_connection
 from protos.errors import InvalidRequest, Overloaded
 from tests.encoder_service.hostile_server import (
     ADDRESS,
@@ -36,7 +36,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 async def fetch(fetcher: MediaFetcher, url: str = URL, budget: int = 1 << 20) -> bytes:
     try:
-        return await fetcher.fetch(url, MOST, ByteBudget(budget), FIELD)
+        return await fetcher.fetch(url, MOST, FetchBudget(budget), FIELD)
     finally:
         fetcher.close()
 
@@ -233,7 +233,7 @@ async def test_an_endless_file_is_cut_off(start: bytes) -> None:
 
 async def test_the_fetches_of_a_stream_share_its_budget() -> None:
     async with internet(**{"a.png": ok(bytes(600))}) as it:
-        fetcher, budget = it.fetcher(), ByteBudget(1000)
+        fetcher, budget = it.fetcher(), FetchBudget(1000)
         await fetcher.fetch(URL, MOST, budget, FIELD)
         assert budget.left == 400
         with pytest.raises(InvalidRequest, match="the request's media"):
@@ -288,7 +288,7 @@ async def test_an_unusable_answer_is_no_file(case: str) -> None:
     async with internet(**{"a.png": UNUSABLE[case]}) as it:
         fetcher = it.fetcher()
         with pytest.raises(InvalidRequest) as caught:
-            await fetcher.fetch(URL, 1 << 20, ByteBudget(1 << 20), FIELD)
+            await fetcher.fetch(URL, 1 << 20, FetchBudget(1 << 20), FIELD)
         fetcher.close()
         assert caught.value.message == NOT_FETCHED
 
@@ -318,30 +318,44 @@ async def test_another_address_of_the_name_is_tried() -> None:
 async def test_a_fetch_waits_for_a_place_only_so_long() -> None:
     async with internet(**{"a.png": SLOW["nothing"]}) as it:
         fetcher = it.fetcher(max_fetches=1, fetch_timeout_s=0.5)
-        first = asyncio.create_task(fetcher.fetch(URL, MOST, ByteBudget(MOST), FIELD))
+        first = asyncio.create_task(fetcher.fetch(URL, MOST, FetchBudget(MOST), FIELD))
         await until_connected(it)
         fetcher._limits = FetchLimits(media_hosts=("*",), max_fetches=1, fetch_timeout_s=0.05)
         with pytest.raises(Overloaded) as caught:
-            await fetcher.fetch(URL, MOST, ByteBudget(MOST), FIELD)
+            await fetcher.fetch(URL, MOST, FetchBudget(MOST), FIELD)
         assert caught.value.retry_after_s
         with pytest.raises(InvalidRequest):
             await first
         fetcher.close()
 
 
+async def test_a_stream_takes_at_most_half_of_the_places() -> None:
+    async with internet(**{"a.png": SLOW["nothing"], "b": ok(BODY)}) as it:
+        fetcher = it.fetcher(max_fetches=4, fetch_timeout_s=30)
+        budget = fetcher.budget(1 << 20)
+        slow = [asyncio.create_task(fetcher.fetch(URL, MOST, budget, FIELD)) for _ in range(8)]
+        await until_connected(it, 2)
+        assert await fetch(fetcher, f"https://{HOST}/b") == BODY
+        assert sum(b"/a.png" in head for head in it.requests) == 2
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+        assert await fetcher.fetch(f"https://{HOST}/b", MOST, budget, FIELD) == BODY
+
+
 async def test_a_cancelled_fetch_leaves_no_connection_and_gives_its_place_back() -> None:
     async with internet(**{"a.png": SLOW["nothing"], "b": ok(BODY)}) as it:
         fetcher = it.fetcher(max_fetches=1)
-        first = asyncio.create_task(fetcher.fetch(URL, MOST, ByteBudget(MOST), FIELD))
+        first = asyncio.create_task(fetcher.fetch(URL, MOST, FetchBudget(MOST), FIELD))
         await until_connected(it)
         first.cancel()
         await asyncio.wait([first])
         assert await fetch(fetcher, f"https://{HOST}/b") == BODY
 
 
-async def until_connected(it: Internet) -> None:
+async def until_connected(it: Internet, number: int = 1) -> None:
     async with asyncio.timeout(5):
-        while not it.requests:
+        while len(it.requests) < number:
             await asyncio.sleep(0.002)
 
 
