@@ -17,7 +17,7 @@ PROTOC = $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I .
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-accuracy serve test test-gpu check fmt fmt-check lint types proto proto-check bench bench-gpu clean
+.PHONY: help install demo demo-accuracy serve test test-gpu check fmt fmt-check lint types proto proto-check bench bench-gpu soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench: $(INSTALLED) ## Measure decode and transport on this machine, against the
 
 bench-gpu: $(INSTALLED) ## Measure the InternVL3-8B shape on one GPU, against targets and peers (ARGS=...)
 	@$(BIN)/python -m deploy.bench.gpu --json docs/benchmarks/h200.json $(ARGS)
+
+soak: $(INSTALLED) ## Put 30 minutes of mixed load on all services: no leak, no error (ARGS="--minutes 1")
+	@$(BIN)/python -m deploy.bench.soak $(ARGS)
 
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

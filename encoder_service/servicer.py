@@ -130,7 +130,7 @@ class EncoderServicer:
             config.max_stream_bytes,
         )
         self._rings = Rings(config.tile_ring_dir)
-        self._gpu_uuid = "" if gpu is None else gpu.uuid
+        self._gpu_uuid, self._batch_sizes = "" if gpu is None else gpu.uuid, sizes
         self._stream_ids = count()
         self._streams_open = 0
         self._streams: set[TileStream] = set()  # of those that are open, once they may have tiles
@@ -244,6 +244,8 @@ class EncoderServicer:
             streams_open=self._streams_open,
             payload_dtypes=list(self._fingerprints),
             gpu_uuid=self._gpu_uuid,
+            batch_tiles=self._batch_sizes.most,
+            first_batch_tiles=self._batch_sizes.first,
         )
 
     def _refuse_overload(self) -> None:

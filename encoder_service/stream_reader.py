@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 from encoder_service.from_proto import AnnouncedMedium
 from encoder_service.headers import HeaderReader
@@ -75,11 +76,12 @@ class StreamReader:
         adding: list[asyncio.Task[None]] = []
         try:
             for index, medium in enumerate(announced):
+                # Called by the task: one that is cancelled before it begins would leave a coroutine behind.
                 if medium.url:
-                    read = self._fetch(medium, budget, fingerprint, f"media[{index}].url")
+                    read = partial(self._fetch, medium, budget, fingerprint, f"media[{index}].url")
                 else:
                     data = await self._read_data(requests, index, medium.num_bytes)
-                    read = self._headers.read(medium, data, fingerprint, f"media[{index}].data")
+                    read = partial(self._headers.read, medium, data, fingerprint, f"media[{index}].data")
                 before = adding[-1] if adding else None
                 adding.append(asyncio.create_task(_add_medium(read, before, add)))
             for task in adding:
@@ -130,9 +132,9 @@ class StreamReader:
 
 
 async def _add_medium(
-    read: Coroutine[None, None, Medium], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
+    read: Callable[[], Awaitable[Medium]], before: asyncio.Task[None] | None, add: Callable[[Medium], None]
 ) -> None:
-    medium = await read
+    medium = await read()
     if before is not None:
         await before
     add(medium)

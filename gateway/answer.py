@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.events import Delta, Event, Finished, Usage
+from gateway.events import CallDelta, Delta, Event, Finished, Usage
 
 # So many may wait one by one; for a reader that is further behind they are joined.
 MAX_SINGLE_EVENTS = 64
@@ -110,4 +110,17 @@ def _joined(index: int, pieces: list[Delta]) -> Delta:
         "".join(piece.text for piece in pieces),
         sum(piece.num_tokens for piece in pieces),
         tuple(logprob for piece in pieces for logprob in piece.logprobs),
+        "".join(piece.reasoning for piece in pieces),
+        _joined_calls([call for piece in pieces for call in piece.calls]),
+    )
+
+
+def _joined_calls(pieces: list[CallDelta]) -> tuple[CallDelta, ...]:
+    """One a call: its name is in its first piece if it is there at all."""
+    calls: dict[int, list[CallDelta]] = {}
+    for piece in pieces:
+        calls.setdefault(piece.index, []).append(piece)
+    return tuple(
+        CallDelta(index, "".join(piece.arguments for piece in of_call), of_call[0].name)
+        for index, of_call in calls.items()
     )

@@ -52,7 +52,10 @@ def create_app(
 ) -> Starlette:
     metrics, keys = metrics or GatewayMetrics(), keys or KeyRing([])
     generator = Generator(config, client, metrics)
-    chat, completions = ChatCompletions(generator), Completions(generator, client)
+    chat, completions = (
+        ChatCompletions(generator, also_reasoning=config.also_reasoning),
+        Completions(generator, client),
+    )
     responses, messages = Responses(generator), Messages(generator, client)
     tokens, models = Tokens(generator, client), Models(client)
     probes, openapi, page = Probes(client, metrics, pages), OpenApi(has_keys=bool(keys)), Page()

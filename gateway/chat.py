@@ -19,31 +19,35 @@ from gateway.streaming import EventStreamResponse
 class ChatCompletions:
     """The route.  One object per application."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, also_reasoning: bool = False) -> None:
+        """`also_reasoning`: say what the model thinks under vLLM's newer name, too."""
         self._generator = generator
+        self._reasoning_keys = (
+            ("reasoning_content", "reasoning") if also_reasoning else ("reasoning_content",)
+        )
 
     async def create(self, request: Request) -> Response:
         timer = self._generator.timer()
         chat = await self._generator.read(request, ChatCompletionRequest)
         model = await self._generator.model(chat.model)
         turns = await self._generator.turns(chat, model)
-        reply = _reply(chat, model.id, request.state.request_id)
+        reply = self._reply(chat, model.id, request.state.request_id)
         events = self._generator.answer_chat(request, chat, turns, model, timer)
         if chat.stream:
             return EventStreamResponse(answer_stream(events, _encoder(chat, reply)))
         whole = await until_disconnect(request.receive, collect(events, Completion(reply)))
         return JSONResponse(whole.body())
 
-
-def _reply(chat: ChatCompletionRequest, model: str, request_id: str) -> Reply:
-    return Reply(
-        id=f"chatcmpl-{request_id}",
-        created=int(time.time()),
-        model=model,
-        num_choices=chat.n or 1,
-        logprobs=bool(chat.logprobs),
-        service_tier=chat.service_tier,
-    )
+    def _reply(self, chat: ChatCompletionRequest, model: str, request_id: str) -> Reply:
+        return Reply(
+            id=f"chatcmpl-{request_id}",
+            created=int(time.time()),
+            model=model,
+            num_choices=chat.n or 1,
+            logprobs=bool(chat.logprobs),
+            service_tier=chat.service_tier,
+            reasoning_keys=self._reasoning_keys,
+        )
 
 
 def _encoder(chat: ChatCompletionRequest, reply: Reply) -> ChunkEncoder:

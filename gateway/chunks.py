@@ -10,8 +10,9 @@ from typing import Any
 
 from gateway.completion import Reply, logprobs_json, usage_json
 from gateway.errors import error_body
-from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
+from gateway.events import CallDelta, Delta, Event, Finished, Restarted, Started, Usage
 from gateway.streaming import DONE, KEEPALIVE, sse, sse_json
+from gateway.tool_calls import ToolCalls
 from protos.errors import ModelError, ServingError
 
 
@@ -27,6 +28,7 @@ class ChunkEncoder:
         details: bool = False,
     ) -> None:
         """`details`: what the encoder cut, as soon as it is known, and timings beside the usage."""
+        self._reply = reply
         head = {
             "id": reply.id,
             "object": "chat.completion.chunk",
@@ -49,6 +51,7 @@ class ChunkEncoder:
         self._logprobs = reply.logprobs
         self._silent = set(range(reply.num_choices))  # no role sent yet
         self._open = set(range(reply.num_choices))  # not finished yet
+        self._calls = [ToolCalls() for _ in range(reply.num_choices)]
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._ended = False
@@ -59,11 +62,11 @@ class ChunkEncoder:
         """Zero or more whole server-sent events."""
         if isinstance(event, Delta):
             self._completion_tokens += event.num_tokens
-            if not event.text and not event.logprobs:
+            if event.is_empty:
                 return b""
             if event.index in self._silent:
-                return self._role(event.index) + self._content(event)
-            return self._content(event)
+                return self._role(event.index) + self._said(event)
+            return self._said(event)
         if isinstance(event, Finished):
             self._open.discard(event.index)
             role = self._role(event.index)
@@ -73,7 +76,7 @@ class ChunkEncoder:
             return self._usage(event) if self._include_usage else b""
         if isinstance(event, Restarted):
             self._completion_tokens = 0
-            return b""
+            return b""  # nothing had been said, so no call has begun
         assert isinstance(event, Started)
         self.is_admitted, self._prompt_tokens = True, event.prompt_tokens
         if not self._details:
@@ -100,14 +103,38 @@ class ChunkEncoder:
         self._silent.discard(index)
         return self._choice(index, '{"role":"assistant","content":""}')
 
+    def _said(self, delta: Delta) -> bytes:
+        if not delta.reasoning and not delta.calls:
+            return self._content(delta)
+        deltas: list[dict[str, Any]] = []
+        if delta.reasoning:
+            deltas.append({**self._reply.reasoning(delta.reasoning)})
+        if delta.text:
+            deltas.append({"content": delta.text})
+        deltas += [{"tool_calls": [self._call(delta.index, call)]} for call in delta.calls]
+        first = self._choice(delta.index, _compact(deltas[0]), self._logprobs_of(delta))
+        # The log-probabilities of the whole delta went with its first chunk.
+        rest = (self._choice(delta.index, _compact(each)) for each in deltas[1:])
+        return first + b"".join(rest)
+
+    def _call(self, choice: int, delta: CallDelta) -> dict[str, Any]:
+        """Id, type and name once: clients append what comes again."""
+        call = self._calls[choice].add(delta)
+        if not delta.name:
+            return {"index": delta.index, "function": {"arguments": delta.arguments}}
+        function = {"name": delta.name, "arguments": delta.arguments}
+        return {"index": delta.index, "id": call.id, "type": "function", "function": function}
+
     def _content(self, delta: Delta) -> bytes:
         text = encode_basestring_ascii(delta.text)
         if self._is_plain:
             return f"{self._before[delta.index]}{text}{self._after}".encode()
-        logprobs: Any = None
-        if self._logprobs:
-            logprobs = {"content": logprobs_json(delta.logprobs), "refusal": None}
-        return self._choice(delta.index, f'{{"content":{text}}}', _compact(logprobs))
+        return self._choice(delta.index, f'{{"content":{text}}}', self._logprobs_of(delta))
+
+    def _logprobs_of(self, delta: Delta) -> str:
+        if not self._logprobs:
+            return "null"
+        return _compact({"content": logprobs_json(delta.logprobs), "refusal": None})
 
     def _choice(self, index: int, delta: str, logprobs: str = "null", finish_reason: str = "null") -> bytes:
         choice = (

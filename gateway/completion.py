@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.events import Delta, Event, Finished, Restarted, TokenLogprob, Usage
+from gateway.tool_calls import ToolCall, ToolCalls
 from protos.errors import ModelError
 
 MIN_LOGPROB = -9999.0  # JSON has no -inf
@@ -21,13 +22,41 @@ class Reply:
     num_choices: int
     logprobs: bool = False
     service_tier: str | None = None  # said only when the request asked for one
+    reasoning_keys: tuple[str, ...] = ("reasoning_content",)  # what the model thinks is said under each
+
+    def reasoning(self, text: str) -> dict[str, str]:
+        return dict.fromkeys(self.reasoning_keys, text)
 
 
 @dataclass
 class _Choice:
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: ToolCalls = field(default_factory=ToolCalls)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.logprobs.extend(logprobs_json(delta.logprobs))
+        if delta.reasoning:
+            self.reasoning.append(delta.reasoning)
+        for call in delta.calls:
+            self.calls.add(call)
+
+    def message(self, reply: Reply) -> dict[str, Any]:
+        """Calls without a text have no content; what a model did not do has no key."""
+        text, calls = "".join(self.texts), self.calls.calls
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text if text or not calls else None,
+            "refusal": None,
+        }
+        if self.reasoning:
+            message |= reply.reasoning("".join(self.reasoning))
+        if calls:
+            message["tool_calls"] = [_call_json(call) for call in calls]
+        return message
 
 
 class Completion:
@@ -43,9 +72,7 @@ class Completion:
 
     def add(self, event: Event) -> None:
         if isinstance(event, Delta):
-            choice = self._choices[event.index]
-            choice.texts.append(event.text)
-            choice.logprobs.extend(logprobs_json(event.logprobs))
+            self._choices[event.index].add(event)
         elif isinstance(event, Finished):
             self._choices[event.index].finish_reason = event.reason
         elif isinstance(event, Usage):
@@ -74,10 +101,15 @@ class Completion:
         logprobs = {"content": choice.logprobs, "refusal": None} if self._reply.logprobs else None
         return {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+            "message": choice.message(self._reply),
             "logprobs": logprobs,
             "finish_reason": choice.finish_reason,
         }
+
+
+def _call_json(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from gateway.format_schema import FormatFields
 from gateway.schema import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -49,7 +50,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, FormatFields):
     """Body of `POST /v1/completions`.  Undeclared keys are kept: see `refused_key`, `unknown_keys`."""
 
     model_config = ConfigDict(extra="allow")

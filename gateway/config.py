@@ -37,6 +37,9 @@ class GatewayConfig:
     model_timeout_s: float = field(
         default=2.0, metadata={"help": "seconds that a language-model service has to say what it serves"}
     )
+    also_reasoning: bool = field(
+        default=False, metadata={"help": "call what a model thinks `reasoning`, too, as vLLM does"}
+    )
     keepalive_s: float = field(
         default=10.0, metadata={"help": "seconds of silence before a stream sends a keep-alive comment"}
     )

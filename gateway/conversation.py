@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.errors import RequestError
 from gateway.media import DOCUMENT, VIDEO, decode_data_uri, decode_file_data, is_web_url
@@ -78,13 +78,25 @@ class Document:
 
 
 Medium = Picture | Clip | Document
+_ROLES = {"developer": "system", "function": "tool"}
 _MediaParts = ImagePart | VideoPart | FilePart | InputFilePart
 
 
 @dataclass(frozen=True)
+class Call:
+    """Of a tool, in an assistant's turn."""
+
+    name: str
+    arguments: str  # JSON, as the client sent it
+
+
+@dataclass(frozen=True)
 class Turn:
-    role: str  # "system", "user" or "assistant"
+    role: str  # "system", "user", "assistant" or "tool"
     parts: tuple[Text | Medium, ...]
+    calls: tuple[Call, ...] = ()
+    # Path into the JSON body; "": that of the message at the same place.
+    param: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,8 @@ async def read_conversation(
 ) -> tuple[Turn, ...]:
     """Decode the media and join neighbouring texts.
 
+    Answers of tools come in the order of their calls: templates show no ids.
+
     Raises:
         RequestError: a medium outside a user message, too many of them, or one that is malformed.
     """
@@ -128,18 +142,40 @@ async def read_conversation(
     _check_tiles("min_dynamic_patch", defaults.picture.min_dynamic_patch, "mm_processor_kwargs", limits)
     _check_media(messages, limits)
     turns, budget = [], limits.max_bytes
-    for index, message in enumerate(messages):
+    for index in _in_call_order(messages):
+        message, place = messages[index], f"messages.{index}"
         parts: list[Text | Medium] = []
-        for param, part in _parts(message, f"messages.{index}.content"):
+        for param, part in _parts(message, f"{place}.content"):
             if isinstance(part, Text):
                 _append_text(parts, part)
                 continue
             medium = await _read_medium(part, param, limits, budget, defaults)
             budget -= 0 if is_upload(medium) else len(medium.data)
             parts.append(medium)
-        role = "system" if message.role == "developer" else message.role
-        turns.append(Turn(role, tuple(parts)))
+        calls = (Call(call.function.name, call.function.arguments) for call in message.calls)
+        turns.append(Turn(_ROLES.get(message.role, message.role), tuple(parts), tuple(calls), place))
     return tuple(turns)
+
+
+def _in_call_order(messages: Sequence[ChatMessage]) -> list[int]:
+    """Places of the messages; tools' in a row are sorted by the calls before them, where all are known."""
+    order: list[int] = []
+    calls: dict[str | None, int] = {}  # id to place among the calls
+    run: list[int] = []  # of tool messages
+    for index, message in enumerate(messages):
+        if message.role == "tool":
+            run.append(index)
+            continue
+        order += _sorted(run, messages, calls)
+        order.append(index)
+        calls, run = {call.id: place for place, call in enumerate(message.calls)}, []
+    return order + _sorted(run, messages, calls)
+
+
+def _sorted(run: list[int], messages: Sequence[ChatMessage], calls: dict[str | None, int]) -> list[int]:
+    if not all(messages[index].tool_call_id in calls for index in run):
+        return run
+    return sorted(run, key=lambda index: calls[messages[index].tool_call_id])
 
 
 def is_upload(part: Text | Medium) -> bool:

@@ -36,17 +36,35 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class CallDelta:
+    """More of one tool call."""
+
+    index: int  # call of the choice, from 0
+    arguments: str = ""  # more of its JSON
+    name: str = ""  # in the call's first delta only, and never empty there
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
+    """New of one choice: what was thought came before the text, and that before the calls."""
+
     index: int  # choice
     text: str
     num_tokens: int
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens of all it has
+    reasoning: str = ""  # what the model thinks before its answer; not part of `text`
+    calls: tuple[CallDelta, ...] = ()  # not part of `text`
+
+    @property
+    def is_empty(self) -> bool:
+        """It has tokens at most, whose text is held back."""
+        return not (self.text or self.logprobs or self.reasoning or self.calls)
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     index: int  # choice
-    reason: str  # OpenAI's word: "stop" or "length"
+    reason: str  # OpenAI's word: "stop", "length" or "tool_calls"
     stop_string: str = ""  # the one that ended the choice, if one did
 
 
@@ -73,7 +91,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """Another language model begins the answer anew: what came before is void; in a stream it had no text."""
+    """Another language model begins the answer anew: what came before is void, in a stream nothing."""
 
 
 Event = Started | Delta | Finished | Usage | Restarted

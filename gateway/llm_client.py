@@ -136,7 +136,7 @@ class LLMClient:
         """Events of one answer, all that are there at once; none after `idle_s` seconds of silence.
 
         Requests with the same `key` go to the same service as long as that is not much busier than others.
-        When it is lost before it has said any text, or while the caller keeps all that it says to himself
+        When it is lost before it has said anything, or while the caller keeps all that it says to himself
         (`is_kept`), another is asked; `Restarted` says that what came before is void.  `uploads` are media
         that the request names; they go to the service before it.  Closing the iterator cancels the request at
         once.
@@ -241,7 +241,7 @@ def _asking(
 def _is_seen(event: Event) -> bool:
     """It makes bytes that the client gets."""
     if type(event) is Delta:
-        return bool(event.text or event.logprobs)
+        return not event.is_empty
     return type(event) is not Started
 
 

@@ -11,8 +11,10 @@ from pydantic_core import ErrorDetails, from_json
 
 from gateway.completions_schema import CompletionRequest
 from gateway.errors import RequestError
+from gateway.format_schema import FormatFields
 from gateway.schema import MAX_CHOICES, ChatCompletionRequest, StreamOptions, refused_key
 from gateway.strict_model import StrictModel
+from gateway.tool_schema import ToolFields
 
 Model = TypeVar("Model", bound=StrictModel)
 
@@ -26,7 +28,17 @@ _TYPES = {
     "model_type": "an object",
 }
 # Validators of schema.py word these themselves.
-_OWN = {"content_type", "prompt_type", "stop", "logit_bias", "cache_salt", "tiles"}
+_OWN = {
+    "content_type",
+    "prompt_type",
+    "stop",
+    "logit_bias",
+    "cache_salt",
+    "tiles",
+    "schema_type",
+    "formats",
+    "json_size",
+}
 # Small objects and arrays take a hundred times as long to read and check as the bytes of a picture.  Bodies
 # below the threshold are not worth counting.
 COUNT_ABOVE_BYTES = 2 << 20
@@ -35,7 +47,9 @@ MAX_CONTAINERS = 1 << 16
 COUNT_ALL_ABOVE_BYTES = 16 << 20
 MAX_ELEMENTS = 4 << 20
 # A part is refused for its type, which is one step below the place where the union failed.
-_BELOW = {"unsupported_content_part": "type"}
+_BELOW = {"unsupported_content_part": "type", "unsupported_response_format": "type"}
+# What has taken the place of a key that is refused.
+_SUCCESSORS = {"functions": "tools", "function_call": "tool_choice"}
 
 
 def parse_request(body: bytes, model: type[Model]) -> Model:
@@ -66,11 +80,16 @@ def check_together(request: StrictModel) -> None:
     refused = refused_key(request.model_extra or {})
     if refused is not None:
         message = f"'{refused}' is not supported by this server with this value."
+        if refused in _SUCCESSORS:
+            message += f" Use '{_SUCCESSORS[refused]}'."
         raise RequestError(message, code="unsupported_parameter", param=refused)
     if isinstance(request, ChatCompletionRequest):
         if request.top_logprobs and not request.logprobs:
             raise _invalid("top_logprobs", "needs 'logprobs' to be true")
         _check_stream_options(request.stream_options, request.stream)
+        _check_tools(request)
+    if isinstance(request, FormatFields):
+        _check_formats(request)
     if isinstance(request, CompletionRequest):
         _check_completion(request)
         _check_stream_options(request.stream_options, request.stream)
@@ -79,6 +98,17 @@ def check_together(request: StrictModel) -> None:
 def _check_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
     if options is not None and not stream and (options.include_usage or options.continuous_usage_stats):
         raise _invalid("stream_options", "needs 'stream' to be true")
+
+
+def _check_tools(tools: ToolFields) -> None:
+    if not tools.tools and tools.tool_choice not in (None, "none", "auto"):
+        raise _invalid("tool_choice", "needs 'tools'")
+
+
+def _check_formats(request: FormatFields) -> None:
+    formats = request.formats
+    if len(formats) > 1:
+        raise _invalid(formats[1].param, f"cannot be combined with '{formats[0].param}'")
 
 
 def _check_completion(completion: CompletionRequest) -> None:
@@ -163,6 +193,12 @@ def _rule(kind: str, context: dict[str, Any]) -> str:
         return f"must be one of {context['expected']}"
     if kind.endswith("too_short"):
         return "must not be empty"
+    if kind.endswith("too_long"):
+        return f"must have at most {context['max_length']}"
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}"
+    if kind == "extra_forbidden":
+        return "is not supported by this server"
     if kind == "finite_number":
         return "must be a finite number"
     return "is not valid"

@@ -23,6 +23,9 @@ _SAMPLING = tuple(SamplingFields.model_fields.keys() - {"n", "max_tokens"})
 _NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
+    "response_format.type": "text.format.type",
+    "response_format.json_schema.name": "text.format.name",
+    "response_format.json_schema.schema": "text.format.schema",
     "reasoning_effort": "reasoning.effort",
     "messages": "input",
 }

@@ -21,7 +21,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from gateway.format_schema import FormatFields
 from gateway.strict_model import StrictModel
+from gateway.tool_schema import CalledFunction, CalledTool, ToolFields
 
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128
@@ -203,24 +205,26 @@ Content = Annotated[
 
 
 class ChatMessage(StrictModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content | None = None
-    tool_calls: Any = None
-    function_call: Any = None
+    """Earlier reasoning beside the content is no field: templates drop it."""
 
-    @field_validator("role", mode="before")
-    @classmethod
-    def _refuse_tools(cls, role: Any) -> Any:
-        if role in ("tool", "function"):
-            raise PydanticCustomError("unsupported_value", "is '{role}', which needs tools", {"role": role})
-        return role
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None  # the older form of one call
+    tool_call_id: str | None = None
 
     @field_validator("tool_calls", "function_call")
     @classmethod
-    def _refuse_calls(cls, value: Any) -> Any:
-        if value:
-            raise PydanticCustomError("unsupported_parameter", "needs tools")
+    def _only_assistants_call(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("unsupported_parameter", "belongs in assistant messages")
         return value
+
+    @property
+    def calls(self) -> list[CalledTool]:
+        if self.function_call is not None:
+            return [CalledTool(function=self.function_call)]
+        return self.tool_calls or []
 
 
 class StreamOptions(StrictModel):
@@ -333,7 +337,32 @@ class MmProcessorKwargs(StrictModel):
         return 1 if self.dynamic_image_size is False else self.max_dynamic_patch
 
 
-class ChatCompletionRequest(SamplingFields):
+class ChatTemplateKwargs(StrictModel):
+    """vLLM's and LMDeploy's way to options of templates."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+
+
+class ThinkingFields(StrictModel):
+    """Three ways to say the same; the first that is given holds."""
+
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    @property
+    def thinking(self) -> bool | None:
+        """None: the model's own habit."""
+        if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is not None:
+            return self.chat_template_kwargs.enable_thinking
+        if self.enable_thinking is not None or self.reasoning_effort is None:
+            return self.enable_thinking
+        return self.reasoning_effort != "none"
+
+
+class ChatCompletionRequest(SamplingFields, FormatFields, ToolFields, ThinkingFields):
     """Body of `POST /v1/chat/completions`.  Undeclared keys are kept: see `refused_key`, `unknown_keys`."""
 
     model_config = ConfigDict(extra="allow")
@@ -350,7 +379,7 @@ class ChatCompletionRequest(SamplingFields):
     mm_processor_kwargs: MmProcessorKwargs | None = None
 
 
-# Key -> values that ask for nothing; any other value is refused.
+# Key -> values that ask for nothing; any other value is refused, unless the body has a field of that name.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from gateway.completions_schema import CompletionRequest
 from gateway.conversation import Clip, Document, Medium, Picture, Text, Turn, is_upload
 from gateway.errors import RequestError
-from gateway.events import Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
+from gateway.events import CallDelta, Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
+from gateway.format_schema import FormatFields
 from gateway.model_info import ModelInfo
 from gateway.schema import ChatCompletionRequest, SamplingFields
+from gateway.tool_schema import AllowedToolsChoice, NamedTool, ToolFields
 from protos import encoder_pb2, language_model_pb2
 from protos.errors import ModelError
 from protos.options import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES
@@ -19,7 +22,21 @@ from protos.options import MAX_CHUNK_BYTES, MAX_MESSAGE_BYTES
 _FINISH_REASONS = {
     language_model_pb2.FINISH_REASON_STOP: "stop",
     language_model_pb2.FINISH_REASON_LENGTH: "length",
+    language_model_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
+_TOOL_CHOICES = {
+    "auto": language_model_pb2.TOOL_CHOICE_AUTO,
+    "none": language_model_pb2.TOOL_CHOICE_NONE,
+    "required": language_model_pb2.TOOL_CHOICE_REQUIRED,
+}
+# Fields of ToolUse -> paths into the JSON body.
+_TOOL_PARAMS = (
+    (re.compile(r"tools\.tools\[(\d+)\]\.(\w+)"), r"tools.\1.function.\2"),
+    (re.compile(r"tools\.allowed\[(\d+)\]"), r"tool_choice.allowed_tools.tools.\1.function.name"),
+    (re.compile(r"tools\.name"), "tool_choice.function.name"),
+    (re.compile(r"tools\.tools.*"), "tools"),
+    (re.compile(r"tools\..*"), "tool_choice"),
+)
 # Fields that JSON and protobuf call the same.
 _SAME_NAME = (
     "min_tokens",
@@ -67,6 +84,10 @@ def generate_request(
         priority=chat.priority or 0,
         cache_salt=(chat.cache_salt or "").encode(),
     )
+    _set_format(request, chat)
+    _set_tools(request, chat)
+    if chat.thinking is not None:
+        request.thinking.enabled = chat.thinking
     most_bytes = request.ByteSize() + sum(map(_most_bytes, turns))
     for turn in turns:
         _fill(request.messages.add(role=turn.role), turn)
@@ -79,7 +100,9 @@ def generate_request(
 
 def _most_bytes(turn: Turn) -> int:
     """At least what the turn takes in a message; a character takes at most 4 bytes of UTF-8."""
-    return MESSAGE_OVERHEAD_BYTES + sum(MESSAGE_OVERHEAD_BYTES + _size(part) for part in turn.parts)
+    calls = sum(4 * len(call.name) + 4 * len(call.arguments) for call in turn.calls)
+    num_pieces = 1 + len(turn.parts) + len(turn.calls)
+    return MESSAGE_OVERHEAD_BYTES * num_pieces + sum(map(_size, turn.parts)) + calls
 
 
 def _size(part: Text | Medium) -> int:
@@ -92,6 +115,8 @@ def _size(part: Text | Medium) -> int:
 
 def _fill(message: language_model_pb2.Message, turn: Turn) -> None:
     """In place: protobuf copies what it is given, at every level, and pictures are megabytes."""
+    for call in turn.calls:
+        message.tool_calls.add(name=call.name, arguments=call.arguments)
     for part in turn.parts:
         added = message.parts.add()
         if isinstance(part, Text):
@@ -145,13 +170,46 @@ def prompt_request(
     completion: CompletionRequest, prompt: Sequence[int], request_id: str
 ) -> language_model_pb2.GenerateRequest:
     """The call that goes on with the token ids of `prompt`."""
-    return language_model_pb2.GenerateRequest(
+    request = language_model_pb2.GenerateRequest(
         request_id=request_id,
         prompt_token_ids=prompt,
         sampling=_prompt_sampling(completion),
         priority=completion.priority or 0,
         cache_salt=(completion.cache_salt or "").encode(),
     )
+    _set_format(request, completion)
+    return request
+
+
+def _set_format(request: language_model_pb2.GenerateRequest, fields: FormatFields) -> None:
+    for asked in fields.formats:
+        wire = request.response_format
+        if asked.kind == "json_object":
+            wire.json_object.SetInParent()
+        elif asked.kind == "choice":
+            wire.choice.texts.extend(asked.choices)
+        else:
+            setattr(wire, asked.kind, asked.text)
+
+
+def _set_tools(request: language_model_pb2.GenerateRequest, fields: ToolFields) -> None:
+    for tool in fields.tools or ():
+        function = tool.function
+        parameters = (
+            None if function.parameters is None else json.dumps(function.parameters, ensure_ascii=False)
+        )
+        request.tools.tools.add(name=function.name, description=function.description, parameters=parameters)
+    if not fields.tools:
+        return
+    choice, wire = fields.tool_choice, request.tools
+    wire.single_call = fields.parallel_tool_calls is False
+    if isinstance(choice, NamedTool):
+        wire.choice, wire.name = language_model_pb2.TOOL_CHOICE_NAMED, choice.function.name
+    elif isinstance(choice, AllowedToolsChoice):
+        wire.choice = _TOOL_CHOICES[choice.allowed_tools.mode]
+        wire.allowed.extend(tool.function.name for tool in choice.allowed_tools.tools)
+    else:
+        wire.choice = _TOOL_CHOICES[choice or "auto"]
 
 
 def tokenize_request(text: str) -> language_model_pb2.TokenizeRequest:
@@ -212,6 +270,11 @@ def param_of(field: str, chat: ChatCompletionRequest, turns: Sequence[Turn]) -> 
     """Path into the JSON body of a field of GenerateRequest; None where the body has none."""
     if match := _MESSAGE_FIELD.fullmatch(field):
         return _message_param(match, turns)
+    for pattern, param in _TOOL_PARAMS:
+        if match := pattern.fullmatch(field):
+            return match.expand(param)
+    if field.startswith("response_format") and chat.formats:
+        return chat.formats[0].param
     name = re.sub(r"\[.*", "", field.removeprefix("sampling."))
     if name == "max_tokens" and chat.max_completion_tokens is not None:
         return "max_completion_tokens"
@@ -224,6 +287,8 @@ def param_of(field: str, chat: ChatCompletionRequest, turns: Sequence[Turn]) -> 
 
 def prompt_param_of(field: str, completion: CompletionRequest) -> str | None:
     """The same for a request that `prompt_request` made."""
+    if field.startswith("response_format") and completion.formats:
+        return completion.formats[0].param
     name = re.sub(r"\[.*", "", field.removeprefix("sampling."))
     if name == "prompt_token_ids":
         return "prompt"
@@ -234,8 +299,8 @@ def prompt_param_of(field: str, completion: CompletionRequest) -> str | None:
 
 def _message_param(match: re.Match[str], turns: Sequence[Turn]) -> str:
     index, field, position, rest = match.groups()
-    message = f"messages.{index}"
-    parts = turns[int(index)].parts if int(index) < len(turns) else ()
+    turn = turns[int(index)] if int(index) < len(turns) else Turn("", ())
+    message, parts = turn.param or f"messages.{index}", turn.parts
     if field == "role":
         return f"{message}.role"
     if position is None or int(position) >= len(parts):
@@ -303,7 +368,15 @@ def _timings(timings: language_model_pb2.GenerateTimings) -> Timings:
 
 
 def _delta(delta: language_model_pb2.Delta) -> Delta:
-    return Delta(delta.index, delta.text, len(delta.token_ids), _logprobs(delta) if delta.logprobs else ())
+    calls = delta.tool_calls
+    return Delta(
+        delta.index,
+        delta.text,
+        len(delta.token_ids),
+        _logprobs(delta) if delta.logprobs else (),
+        delta.reasoning,
+        tuple(CallDelta(call.index, call.arguments, call.name) for call in calls) if calls else (),
+    )
 
 
 def _logprobs(delta: language_model_pb2.Delta) -> tuple[TokenLogprob, ...]:

@@ -18,7 +18,7 @@ FLOAT8_CAPABILITY = (8, 9)
 MIN_SLOTS = 2
 MAX_SLOTS = 4096
 GPU_NUM_SEQS, CPU_NUM_SEQS = 256, 64
-GPU_MIN_OVERLAP_TOKENS, CPU_MIN_OVERLAP_TOKENS = 256, 1
+CPU_MIN_OVERLAP_TOKENS = 1  # a step of few tokens takes as much less
 GPU_NUM_BATCHED_TOKENS, CPU_NUM_BATCHED_TOKENS = 8192, 2048
 # Of the GPU, for captured graphs and for what the allocator loses between blocks.
 GRAPH_BYTES = 1 << 30
@@ -85,14 +85,17 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 
 def resolve_limits(config: EngineConfig, device: torch.device) -> EngineConfig:
-    """Make numbers of those that are 0 by default; a default gives way to what was set."""
+    """Make numbers of those that are 0 by default; a default gives way to what was set.
+
+    On a GPU `min_overlap_tokens` may stay 0: each request's encoder decides.
+    """
     is_gpu = device.type == "cuda"
     num_seqs = config.max_num_seqs or (GPU_NUM_SEQS if is_gpu else CPU_NUM_SEQS)
     budget = config.max_num_batched_tokens or (GPU_NUM_BATCHED_TOKENS if is_gpu else CPU_NUM_BATCHED_TOKENS)
     if not config.max_num_seqs:
         num_seqs = min(num_seqs, budget)
     budget = max(budget, num_seqs)
-    min_overlap = config.min_overlap_tokens or (GPU_MIN_OVERLAP_TOKENS if is_gpu else CPU_MIN_OVERLAP_TOKENS)
+    min_overlap = config.min_overlap_tokens or (0 if is_gpu else CPU_MIN_OVERLAP_TOKENS)
     return dataclasses.replace(
         config, max_num_seqs=num_seqs, max_num_batched_tokens=budget, min_overlap_tokens=min_overlap
     )

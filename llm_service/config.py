@@ -70,14 +70,15 @@ class EngineConfig:
     overlap_on_shared_gpu: bool = field(
         default=False,
         metadata={
-            "help": "also where every encoder computes on the engine's GPU: there the two only take turns"
+            "help": "also where every encoder computes on the engine's GPU and needs several forwards: there "
+            "the two only take turns"
         },
     )
     min_overlap_tokens: int = field(
         default=0,
         metadata={
             "help": "fewest prompt tokens worth a step while the tile behind them is on its way; "
-            "0: 256 on a GPU, 1 on the CPU"
+            "0: on a GPU those of the tiles that an idle encoder makes together, at most 1024; 1 on the CPU"
         },
     )
     num_kv_blocks: int = field(
@@ -171,7 +172,11 @@ class EncoderPoolConfig:
         metadata={"help": "seconds an encoder may take to read the headers of a request's pictures"},
     )
     heartbeat_timeout_s: float = field(
-        default=0.6, metadata={"help": "silence after which an encoder counts as dead (it beats every 0.2 s)"}
+        default=0.6,
+        metadata={
+            "help": "silence after which an encoder counts as dead where another can take over, else ten "
+            "times that (it beats every 0.2 s)"
+        },
     )
     tile_timeout_s: float = field(
         default=120.0,

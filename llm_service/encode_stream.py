@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 LEND = TileId(-1, -1)
 # As many as the encoder names in a message; of a shorter one some are filled while others are read.
 SLOTS_OF_STREAM = 8
+# Times the heartbeat's timeout: one that starves on a busy machine comes back, and nobody else is there.
+LONE_PATIENCE = 10
 
 
 class EncodeStream:
@@ -54,12 +56,15 @@ class EncodeStream:
         config: EncoderPoolConfig,
         pictures: Sequence[Picture],
         hidden_size: int,
+        has_substitute: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`has_substitute` says whether another encoder could do the same now."""
         self.connection = connection
         self.is_open = False
         self._config = config
         self._pictures = pictures
         self._hidden_size = hidden_size
+        self._has_substitute = has_substitute
         self._granted: asyncio.Queue[TileId | None] = asyncio.Queue()  # None: half-close
         self._relent: list[int] = []  # slots that go back to the encoder with the next message
         self._due: set[TileId] = set()  # granted or credited, not here yet
@@ -343,7 +348,7 @@ class EncodeStream:
             now = time.monotonic()
             silent_s = 0.0 if self._heard else silent_s + TICK_S
             self._heard = False
-            if silent_s >= self._config.heartbeat_timeout_s:
+            if silent_s >= self._config.heartbeat_timeout_s and self._is_lost(silent_s):
                 self._verdict = Unavailable("the encoder stopped answering", retry_after_s=1.0)
             elif not self._is_waiting():
                 self._last_tile_s = now
@@ -351,6 +356,9 @@ class EncodeStream:
                 self._verdict = DeadlineExceeded("the encoder took too long for a tile")
         assert self._call is not None
         self._call.cancel()
+
+    def _is_lost(self, silent_s: float) -> bool:
+        return self._has_substitute() or silent_s >= LONE_PATIENCE * self._config.heartbeat_timeout_s
 
 
 def _is_hash_of(medium: encoder_pb2.MediumLayout, picture: Picture) -> bool:

@@ -40,6 +40,8 @@ class EncoderModel:
 
     fingerprint: bytes
     gpu_uuid: str = ""  # empty on a CPU
+    batch_tiles: int = 0  # most of a forward
+    first_batch_tiles: int = 0  # most of a forward that finds the tower idle
 
 
 class EncoderConnection:
@@ -121,7 +123,9 @@ class EncoderConnection:
         if self._wants_fp8 and tensor_pb2.DTYPE_FLOAT8_E4M3 in response.payload_dtypes:
             self.payload_dtype = tensor_pb2.DTYPE_FLOAT8_E4M3
             fingerprint = self._base.fingerprint(response.compute_dtype, self.payload_dtype)
-        self.model = EncoderModel(fingerprint, response.gpu_uuid)
+        self.model = EncoderModel(
+            fingerprint, response.gpu_uuid, response.batch_tiles, response.first_batch_tiles
+        )
         element_bytes = dtype_from_proto(response.payload_dtype).itemsize
         self._rings.ensure(response.tokens_per_tile * response.hidden_size * element_bytes)
 
@@ -165,10 +169,23 @@ class EncoderPool:
     def num_ready(self) -> int:
         return len(_ready(self.connections))
 
-    def are_on(self, gpu_uuid: str) -> bool:
-        """Whether that is the GPU of every encoder that answers; not of none, and not of a CPU."""
-        gpus = {_model(connection).gpu_uuid for connection in _ready(self.connections)}
-        return bool(gpu_uuid) and gpus == {gpu_uuid}
+    @property
+    def first_batch_tiles(self) -> int:
+        """Tiles that come together from an idle encoder: from the one with the fewest."""
+        return min(
+            (_model(connection).first_batch_tiles for connection in _ready(self.connections)), default=0
+        )
+
+    def take_turns(self, gpu_uuid: str, num_tiles: int) -> bool:
+        """Whether prefill on that GPU and the forwards of so many tiles would be in each other's way.
+
+        They are where it is the GPU of every encoder that answers, unless one forward could make all of the
+        tiles: then the tower has all but done with them when the first comes.
+        """
+        models = [_model(connection) for connection in _ready(self.connections)]
+        return bool(gpu_uuid and models) and all(
+            model.gpu_uuid == gpu_uuid and model.batch_tiles < num_tiles for model in models
+        )
 
     async def fingerprint(self) -> bytes:
         """Fingerprint that content hashes are made with; the last one seen while no encoder answers.
@@ -205,6 +222,10 @@ class EncoderPool:
             raise self._absence()
         loads = {target: connection.load.total for target, connection in ready.items()}
         return ready[choose(content_hash, loads, num_tiles, free=FREE_TILES)]
+
+    def has_candidate(self, fingerprint: bytes, exclude: Collection[str]) -> bool:
+        """Whether `choose` would find one without asking around."""
+        return bool(self._candidates(fingerprint, exclude))
 
     def give_up(self, connection: EncoderConnection) -> None:
         """It failed: not chosen again before it has answered; its name may have other addresses by now."""

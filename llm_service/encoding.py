@@ -12,6 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 
 import torch
 
@@ -180,7 +181,8 @@ class Encoding:
                 )
                 part = parts.get(connection.target)
                 if part is None:
-                    part = parts[connection.target] = EncodingPart(connection)
+                    has_substitute = partial(self._has_substitute, connection, picture.fingerprint)
+                    part = parts[connection.target] = EncodingPart(connection, has_substitute)
                     self._parts.add(part)
                 part.add(medium, picture, num_tiles)
         except BaseException:
@@ -188,6 +190,9 @@ class Encoding:
                 self._close_part(part)
             raise
         return list(parts.values())
+
+    def _has_substitute(self, connection: EncoderConnection, fingerprint: bytes) -> bool:
+        return self._pool.has_candidate(fingerprint, {connection.target, *self._failed})
 
     def _num_expected(self, medium: int) -> int:
         """Tiles that an encoder will have to send: before the layout, the most that it can be."""

@@ -23,8 +23,10 @@ _MEDIUM_FIELD = re.compile(r"media\[(\d+)\](.*)")
 class EncodingPart:
     """Add the pictures, open it, read it, close it.  Media are numbered as in the request, also in errors."""
 
-    def __init__(self, connection: EncoderConnection) -> None:
+    def __init__(self, connection: EncoderConnection, has_substitute: Callable[[], bool]) -> None:
+        """`has_substitute` says whether another encoder could do the same now."""
         self.connection = connection
+        self._has_substitute = has_substitute
         self.media: list[int] = []
         self._pictures: list[Picture] = []
         self._stream: EncodeStream | None = None
@@ -56,7 +58,9 @@ class EncodingPart:
         Raises:
             ServingError: what the encoder refused; Unavailable when it does not answer properly.
         """
-        self._stream = EncodeStream(self.connection, config, self._pictures, hidden_size)
+        self._stream = EncodeStream(
+            self.connection, config, self._pictures, hidden_size, self._has_substitute
+        )
         try:
             return await self._stream.open(metadata, cache_salt, priority, initial_credit)
         except ServingError as error:

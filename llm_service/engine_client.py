@@ -57,7 +57,8 @@ class PromptInput:
     max_tokens: int
     priority: int = 0
     cache_salt: bytes = b""
-    shares_gpu: bool = False  # with the encoders
+    takes_turns: bool = False  # with the encoders
+    arrival_tokens: int = 0  # see AddRequest
     grammar: str = ""  # see AddRequest
 
 
@@ -199,7 +200,8 @@ class EngineClient:
                 max_tokens=prompt.max_tokens,
                 priority=prompt.priority,
                 cache_salt=prompt.cache_salt,
-                shares_gpu=prompt.shares_gpu,
+                takes_turns=prompt.takes_turns,
+                arrival_tokens=prompt.arrival_tokens,
                 grammar=prompt.grammar,
             )
         )

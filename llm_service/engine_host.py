@@ -332,6 +332,7 @@ class EngineHost:
             num_preemptions=scheduler.num_preemptions,
             num_store_hits=scheduler.num_store_hits,
             num_store_grants=scheduler.num_store_grants,
+            num_store_slots_in_use=scheduler.num_store_slots_in_use,
         )
 
 
@@ -345,7 +346,8 @@ def _group(group_id: int, message: AddRequest) -> SequenceGroup:
         stop_token_ids=frozenset(message.stop_token_ids),
         max_tokens=message.max_tokens,
         cache_salt=message.cache_salt,
-        shares_gpu=message.shares_gpu,
+        takes_turns=message.takes_turns,
+        arrival_tokens=message.arrival_tokens,
     )
 
 

@@ -276,7 +276,8 @@ class Generation:
             max_tokens=self._max_tokens(len(prompt.token_ids)),
             priority=request.priority,
             cache_salt=request.cache_salt,
-            shares_gpu=bool(layouts) and encoders.are_on(self._backends.engine.ready.gpu_uuid),
+            takes_turns=encoders.take_turns(self._backends.engine.ready.gpu_uuid, len(tiles)),
+            arrival_tokens=encoders.first_batch_tiles * max((tile.num_tokens for tile in tiles), default=0),
             grammar=grammar,
         )
 

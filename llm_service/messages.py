@@ -28,7 +28,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     priority: int
     cache_salt: bytes
-    shares_gpu: bool = False  # with the encoders: tiles and prefill take turns
+    takes_turns: bool = False  # with the encoders: tiles and prefill take turns
+    arrival_tokens: int = 0  # visual tokens that come together; 0: nobody knows
     grammar: str = ""  # that every choice's text has to fulfil; empty: none
 
 
@@ -98,6 +99,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_preemptions: int
     num_store_hits: int = 0  # see VisualStore, since the engine started
     num_store_grants: int = 0
+    num_store_slots_in_use: int = 0
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):

@@ -25,6 +25,8 @@ from llm_service.sequence import (
 from llm_service.visual_store import VisualStore
 
 READ_BY_ALL = (math.inf, 0)  # needed later than anything
+# An efficient step of a GPU: a 7B model's first token behind 10 tiles took 84 ms, in steps from 256 on 91.
+MANY_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = 0  # most prompt tokens of one sequence in a step; 0: no limit
     enable_encoding_overlap: bool = True  # False: a prompt is begun when all its tiles are there
     overlap_on_shared_gpu: bool = False  # also for requests whose encoders compute on the engine's GPU
-    min_overlap_tokens: int = 1  # fewest prompt tokens worth a step while a tile behind them is on its way
+    # Fewest prompt tokens worth a step while a tile behind them is on its way; 0: those that come together.
+    min_overlap_tokens: int = 1
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,11 @@ class Scheduler:
         return self._store.num_grants
 
     @property
+    def num_store_slots_in_use(self) -> int:
+        """Slots that are granted or that a living group needs."""
+        return self._store.num_in_use
+
+    @property
     def num_free_blocks(self) -> int:
         return self._blocks.num_free_blocks
 
@@ -300,13 +308,22 @@ class Scheduler:
         count = max(min(end, missing.offset) - start, 0)
         # Waiting is only safe for a tile that has a slot: others may need what this one holds.
         is_coming = self._store.is_granted(missing.key)
-        return 0 if is_coming and count < (config.min_overlap_tokens if overlaps else math.inf) else count
+        return 0 if is_coming and count < (self._fewest(sequence) if overlaps else math.inf) else count
+
+    def _fewest(self, sequence: Sequence) -> int:
+        """Tokens worth a step before a tile that is on its way.
+
+        Small steps are slow, and nothing is gained by them where the next tiles are about to come; where a
+        tower sends each tile alone they keep up with it.
+        """
+        together = sequence.group.arrival_tokens or MANY_TOKENS
+        return self._config.min_overlap_tokens or min(together, MANY_TOKENS)
 
     def _overlaps(self, sequence: Sequence) -> bool:
         """Whether it is worth a step to compute what is before a tile that is on its way."""
         config = self._config
         return config.enable_encoding_overlap and (
-            config.overlap_on_shared_gpu or not sequence.group.shares_gpu
+            config.overlap_on_shared_gpu or not sequence.group.takes_turns
         )
 
     def _first_missing(self, sequence: Sequence, start: int, end: int | None) -> VisualTile | None:

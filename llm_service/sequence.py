@@ -55,7 +55,8 @@ class SequenceGroup:
     stop_token_ids: frozenset[int]  # tokens that end a choice, end of sequence included
     max_tokens: int
     cache_salt: bytes = b""
-    shares_gpu: bool = False  # its encoders compute on the engine's GPU
+    takes_turns: bool = False  # its encoders compute on the engine's GPU
+    arrival_tokens: int = 0  # visual tokens that come together; 0: nobody knows
     sequences: list[Sequence] = field(default_factory=list)
 
     def text_token_ids(self) -> list[int]:

@@ -40,6 +40,11 @@ class TileRing:
         return len(self._free)
 
     @property
+    def num_lent(self) -> int:
+        """Slots that streams have, or had when they were given up."""
+        return self._ring.geometry.num_slots - len(self._free)
+
+    @property
     def limbo_s(self) -> float:
         """How long the slots of some given-up stream have been waiting."""
         oldest_s = min((limbo.since_s for limbo in self._limbo.values()), default=None)

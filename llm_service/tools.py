@@ -89,23 +89,40 @@ class ToolUse:
             return ()
         return tuple(tool for tool in self.tools if not self.allowed or tool.name in self.allowed)
 
+    @property
+    def _forced(self) -> tuple[Tool, ...]:
+        """Those of which one must be called."""
+        if self.choice is ToolChoice.REQUIRED:
+            return self.shown
+        return tuple(t for t in self.tools if self.choice is ToolChoice.NAMED and t.name == self.name)
+
     def refusal(self, problem: str) -> InvalidRequest:
-        return InvalidRequest(f"the schema of a tool that must be called {problem}", field="tools.tools")
+        field = "tools.tools"
+        if len(self._forced) == 1:
+            field += f"[{self.tools.index(self._forced[0])}].parameters"
+        return InvalidRequest(f"the schema of a tool that must be called {problem}", field=field)
 
     def rule(self, may_think: bool, form: CallForm) -> str:
         """Grammar rules of an answer that must call; "" where it need not."""
-        if self.choice not in (ToolChoice.REQUIRED, ToolChoice.NAMED):
+        called = self._forced
+        if not called:
             return ""
-        called = [t for t in self.shown if self.choice is ToolChoice.REQUIRED or t.name == self.name]
         more = "" if self.single_call or self.choice is ToolChoice.NAMED else _more_calls(form)
         calls = " | ".join(f"call_{number}" for number in range(len(called)))
         rules = [f"{thinking(may_think)}call{more}", f"call: {calls}"]
         for number, tool in enumerate(called):
             head, tail = _around_arguments(form, tool.name)
-            schema = json.dumps({"type": "object"} | tool.schema())
-            arguments = ResponseFormat(FormatKind.JSON_SCHEMA, schema).rule()
-            rules += [f"call_{number}: {head} arguments_{number} {tail}", f"arguments_{number}: {arguments}"]
+            rules.append(f"call_{number}: {head} arguments_{number} {tail}")
+            rules.append(f"arguments_{number}: {self._arguments_rule(tool)}")
         return "\n".join(rules) + ("\n" + _THOUGHT if may_think else "")
+
+    def _arguments_rule(self, tool: Tool) -> str:
+        schema = json.dumps({"type": "object"} | tool.schema())
+        try:
+            return ResponseFormat(FormatKind.JSON_SCHEMA, schema).rule()
+        except InvalidRequest:  # which names the field of a format
+            field = f"tools.tools[{self.tools.index(tool)}].parameters"
+            raise InvalidRequest("parameters: no JSON Schema that can be enforced", field=field) from None
 
 
 def _more_calls(form: CallForm) -> str:

@@ -24,6 +24,11 @@ class StoreEntry:
     def is_stored(self) -> bool:
         return self.owner is None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Else it is a cache."""
+        return self.owner is not None or bool(self.users)
+
 
 class VisualStore:
     def __init__(self, num_slots: int) -> None:
@@ -32,6 +37,7 @@ class VisualStore:
         self.num_slots = num_slots
         self.num_hits = 0  # tiles that a group found here, stored or on their way
         self.num_grants = 0  # tiles that had to be fetched
+        self.num_in_use = 0  # slots that are granted or that a living group needs
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._entries: OrderedDict[TileKey, StoreEntry] = OrderedDict()  # least recently used first
 
@@ -51,6 +57,7 @@ class VisualStore:
         if entry is None:
             return False
         self.num_hits += group_id not in entry.users
+        self.num_in_use += not entry.is_in_use
         entry.users.add(group_id)
         self._entries.move_to_end(key)
         return True
@@ -62,6 +69,7 @@ class VisualStore:
             return None
         slot = self._free_slots.pop()
         self.num_grants += 1
+        self.num_in_use += 1
         self._entries[key] = StoreEntry(slot, owner=group_id, users={group_id})
         return slot
 
@@ -70,6 +78,7 @@ class VisualStore:
         entry = self._entries.get(key)
         assert entry is not None and entry.owner == group_id, "tile stored without a grant"
         entry.owner = None
+        self.num_in_use -= not entry.is_in_use
 
     def evict_least_needed(self, penalty: Callable[[TileKey], tuple[float, int] | None]) -> bool:
         """Free the stored tile with the highest penalty; entries with None are not to be touched."""
@@ -90,7 +99,9 @@ class VisualStore:
         Its grants stay until `revoke`: a slot that its front end may still be writing is nobody else's.
         """
         for entry in self._entries.values():
+            was_in_use = entry.is_in_use
             entry.users.discard(group_id)
+            self.num_in_use -= was_in_use and not entry.is_in_use
 
     def revoke(self, group_id: int) -> None:
         """The group's front end will write no slot any more: its grants are void."""
@@ -103,6 +114,7 @@ class VisualStore:
         assert sorted(used + self._free_slots) == list(range(self.num_slots)), "slot lost or owned twice"
         for entry in self._entries.values():
             assert entry.users <= group_ids, "tile used by a group that has ended"
+        assert self.num_in_use == sum(entry.is_in_use for entry in self._entries.values())
 
     def _evict_unused(self) -> bool:
         key = next((key for key, entry in self._entries.items() if entry.is_stored and not entry.users), None)
@@ -112,4 +124,6 @@ class VisualStore:
         return True
 
     def _remove(self, key: TileKey) -> None:
-        self._free_slots.append(self._entries.pop(key).slot)
+        entry = self._entries.pop(key)
+        self.num_in_use -= entry.is_in_use
+        self._free_slots.append(entry.slot)

@@ -281,7 +281,7 @@ class GetEncoderModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEncoderModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "compute_dtype", "payload_dtype", "hidden_size", "tokens_per_tile", "tiling", "max_tiles", "max_media", "max_media_bytes", "max_pixels", "tiles_queued", "streams_open", "max_video_bytes", "max_video_frames", "max_document_bytes", "max_pages", "payload_dtypes", "gpu_uuid")
+    __slots__ = ("model", "fingerprint", "compute_dtype", "payload_dtype", "hidden_size", "tokens_per_tile", "tiling", "max_tiles", "max_media", "max_media_bytes", "max_pixels", "tiles_queued", "streams_open", "max_video_bytes", "max_video_frames", "max_document_bytes", "max_pages", "payload_dtypes", "gpu_uuid", "batch_tiles", "first_batch_tiles")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +301,8 @@ class GetEncoderModelResponse(_message.Message):
     MAX_PAGES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_DTYPES_FIELD_NUMBER: _ClassVar[int]
     GPU_UUID_FIELD_NUMBER: _ClassVar[int]
+    BATCH_TILES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BATCH_TILES_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: bytes
     compute_dtype: _tensor_pb2.DType
@@ -320,4 +322,6 @@ class GetEncoderModelResponse(_message.Message):
     max_pages: int
     payload_dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.DType]
     gpu_uuid: str
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., compute_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., payload_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., max_media: _Optional[int] = ..., max_media_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., tiles_queued: _Optional[int] = ..., streams_open: _Optional[int] = ..., max_video_bytes: _Optional[int] = ..., max_video_frames: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., max_pages: _Optional[int] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., gpu_uuid: _Optional[str] = ...) -> None: ...
+    batch_tiles: int
+    first_batch_tiles: int
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[bytes] = ..., compute_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., payload_dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., hidden_size: _Optional[int] = ..., tokens_per_tile: _Optional[int] = ..., tiling: _Optional[_Union[TilingOptions, _Mapping]] = ..., max_tiles: _Optional[int] = ..., max_media: _Optional[int] = ..., max_media_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., tiles_queued: _Optional[int] = ..., streams_open: _Optional[int] = ..., max_video_bytes: _Optional[int] = ..., max_video_frames: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., max_pages: _Optional[int] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., gpu_uuid: _Optional[str] = ..., batch_tiles: _Optional[int] = ..., first_batch_tiles: _Optional[int] = ...) -> None: ...

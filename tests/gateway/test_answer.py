@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.answer import MAX_SINGLE_EVENTS, Answer, joined
-from gateway.events import Delta, Finished, Started, TokenLogprob, Usage
+from gateway.events import CallDelta, Delta, Finished, Started, TokenLogprob, Usage
 from protos.errors import Unavailable
 
 
@@ -76,3 +76,13 @@ def test_joining_keeps_logprobs_and_the_order_of_ends() -> None:
     one, two = TokenLogprob("a", -1.0, b"a"), TokenLogprob("b", -2.0, b"b")
     events = [Delta(0, "a", 1, (one,)), Finished(1, "stop"), Delta(0, "b", 1, (two,)), Finished(0, "stop")]
     assert joined(events) == [Delta(0, "ab", 2, (one, two)), Finished(1, "stop"), Finished(0, "stop")]
+
+
+def test_joined_deltas_have_each_call_once_and_all_thoughts() -> None:
+    calls = [CallDelta(0, "", "look"), CallDelta(0, "{"), CallDelta(0, "}"), CallDelta(1, "", "stop")]
+    deltas = [Delta(0, "", 1, reasoning="a"), Delta(0, "t", 1, reasoning="b")]
+    deltas += [Delta(0, "", 1, calls=(call,)) for call in calls]
+    whole = (CallDelta(0, "{}", "look"), CallDelta(1, "", "stop"))
+    assert joined([*deltas]) == [Delta(0, "t", 6, (), "ab", whole)]
+    later = [Delta(0, "", 1, calls=(CallDelta(1, "{"),)), Delta(0, "", 1, calls=(CallDelta(1, "}"),))]
+    assert joined([*later]) == [Delta(0, "", 2, calls=(CallDelta(1, "{}"),))]

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Reply
-from gateway.events import Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
+from gateway.events import CallDelta, Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
 from protos.errors import ModelError
 
 
@@ -35,6 +35,44 @@ def test_logprobs_of_a_delta_without_text_are_said() -> None:
     (choice,) = chunk["choices"]
     assert choice["delta"] == {"content": ""}
     assert [entry["bytes"] for entry in choice["logprobs"]["content"]] == [[0xF0]]
+
+
+def deltas_of(encoder: ChunkEncoder, *events: Event) -> list[Any]:
+    return [chunk["choices"][0]["delta"] for chunk in chunks_of(encoder, *events)]
+
+
+def test_a_call_says_its_id_type_and_name_once() -> None:
+    calls = [CallDelta(0, "", "look"), CallDelta(0, '{"at":'), CallDelta(0, "1}"), CallDelta(1, "{}", "stop")]
+    role, *deltas = deltas_of(encoder_of(), *(Delta(0, "", 1, calls=(call,)) for call in calls))
+    assert role == {"role": "assistant", "content": ""}
+    first, second, third, other = [delta["tool_calls"][0] for delta in deltas]
+    assert first.pop("id") != other.pop("id")
+    assert first == {"index": 0, "type": "function", "function": {"name": "look", "arguments": ""}}
+    assert second == {"index": 0, "function": {"arguments": '{"at":'}}
+    assert third == {"index": 0, "function": {"arguments": "1}"}}
+    assert other == {"index": 1, "type": "function", "function": {"name": "stop", "arguments": "{}"}}
+
+
+def test_choices_number_their_calls_each_for_itself() -> None:
+    deltas = [Delta(index, "", 1, calls=(CallDelta(0, "{}", "look"),)) for index in (1, 0)]
+    calls = [delta["tool_calls"][0] for delta in deltas_of(encoder_of(2), *deltas) if "tool_calls" in delta]
+    assert [call["index"] for call in calls] == [0, 0] and calls[0]["id"] != calls[1]["id"]
+
+
+def test_what_came_together_is_said_in_its_order_and_logprobs_once() -> None:
+    token = TokenLogprob("x", -0.5, b"x")
+    delta = Delta(0, "猫", 3, (token,), "hm\n", (CallDelta(0, "{}", "look"),))
+    _, *chunks = chunks_of(encoder_of(logprobs=True), delta, Finished(0, "tool_calls"))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [list(choice["delta"]) for choice in choices] == [
+        ["reasoning_content"],
+        ["content"],
+        ["tool_calls"],
+        [],
+    ]
+    assert choices[0]["delta"]["reasoning_content"] == "hm\n" and choices[1]["delta"]["content"] == "猫"
+    assert [choice["logprobs"] is not None for choice in choices] == [True, False, False, False]
+    assert choices[-1]["finish_reason"] == "tool_calls"
 
 
 def test_a_choice_that_ends_without_text_still_has_a_role() -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from gateway.completion import MIN_LOGPROB, Completion, Reply, logprobs_json, usage_json
-from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
+from gateway.events import CallDelta, Delta, Event, Finished, Started, TokenLogprob, Usage
 from protos.errors import ModelError
 
 
@@ -32,6 +32,31 @@ def test_interleaved_choices_are_sorted_out() -> None:
 def test_a_choice_without_text_is_an_empty_string_and_not_null() -> None:
     (choice,) = completion_of(Finished(0, "stop"), Usage(7, 0)).body()["choices"]
     assert choice["message"]["content"] == ""
+
+
+def test_calls_without_a_text_have_no_content() -> None:
+    deltas = [
+        Delta(0, "", 1, calls=(CallDelta(0, '{"at"', "look"),)),
+        Delta(0, "", 1, calls=(CallDelta(0, ":1}"),)),
+    ]
+    (choice,) = completion_of(*deltas, Finished(0, "tool_calls"), Usage(7, 2)).body()["choices"]
+    (call,) = choice["message"].pop("tool_calls")
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None}
+    assert choice["finish_reason"] == "tool_calls" and call.pop("id").startswith("call_")
+    assert call == {"type": "function", "function": {"name": "look", "arguments": '{"at":1}'}}
+
+
+def test_thoughts_stand_beside_the_text_and_calls_behind_it() -> None:
+    deltas = [Delta(0, "", 1, reasoning="a"), Delta(0, "yes", 1, (), "b", (CallDelta(0, "{}", "look"),))]
+    (choice,) = completion_of(*deltas, Finished(0, "tool_calls"), Usage(7, 2)).body()["choices"]
+    message = choice["message"]
+    assert (message["reasoning_content"], message["content"]) == ("ab", "yes")
+    assert len(message["tool_calls"]) == 1
+
+
+def test_what_a_model_did_not_do_has_no_key() -> None:
+    (choice,) = completion_of(Delta(0, "a", 1), Finished(0, "stop"), Usage(7, 1)).body()["choices"]
+    assert set(choice["message"]) == {"role", "content", "refusal"}
 
 
 def test_one_unfinished_choice_of_two_is_an_error() -> None:

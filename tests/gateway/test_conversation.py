@@ -9,6 +9,7 @@ import pytest
 
 from gateway.conversation import (
     UPLOAD_ABOVE_BYTES,
+    Call,
     Clip,
     Document,
     MediaDefaults,
@@ -286,3 +287,50 @@ async def test_what_is_too_large_to_go_apart_goes_with_the_request(max_upload_by
     large = _video(bytes(UPLOAD_ABOVE_BYTES + 1))
     [turn] = await read_conversation(_messages(_user(large)), limits)
     assert not is_upload(turn.parts[0])
+
+
+def _call(number: int) -> dict[str, Any]:
+    return {"id": f"c{number}", "type": "function", "function": {"name": f"f{number}", "arguments": "{}"}}
+
+
+def _result(number: int) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": f"c{number}", "content": f"r{number}"}
+
+
+async def test_calls_and_answers_of_tools_are_turns() -> None:
+    assistant = {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [_call(1)]}
+    turns = await read_conversation(_messages(assistant, _result(1)), LIMITS)
+    assert turns == (
+        Turn("assistant", (Text("", "messages.0.content"),), (Call("f1", "{}"),)),
+        Turn("tool", (Text("r1", "messages.1.content"),)),
+    )
+
+
+async def test_the_older_form_of_a_call() -> None:
+    assistant = {"role": "assistant", "function_call": {"name": "f", "arguments": "{"}}
+    turns = await read_conversation(
+        _messages(assistant, {"role": "function", "name": "f", "content": "r"}), LIMITS
+    )
+    assert turns[0].calls == (Call("f", "{"),) and turns[1].role == "tool"
+
+
+@pytest.mark.parametrize(
+    ("ids", "order"), [((2, 1), (1, 2)), ((1, 2), (1, 2)), ((2, 7), (2, 7)), ((2,), (2,))]
+)
+async def test_answers_of_tools_come_in_the_order_of_their_calls(
+    ids: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    """An answer to no known call leaves all where they are."""
+    assistant = {"role": "assistant", "tool_calls": [_call(1), _call(2)]}
+    messages = _messages(assistant, *map(_result, ids), {"role": "user", "content": "and?"})
+    turns = await read_conversation(messages, LIMITS)
+    texts = [part.text for turn in turns for part in turn.parts if isinstance(part, Text)]
+    assert texts == ["", *(f"r{number}" for number in order), "and?"]
+    assert turns[1].param == f"messages.{1 + ids.index(order[0])}"
+
+
+async def test_a_tool_says_something_and_shows_no_pictures() -> None:
+    for content, code in ((None, "missing_required_parameter"), ([_image()], "unsupported_content_part")):
+        with pytest.raises(RequestError) as refused:
+            await read_conversation(_messages({"role": "tool", "content": content}), LIMITS)
+        assert refused.value.error_code == code

@@ -156,8 +156,17 @@ class TestAnotherIsAsked:
                 await _generate(client)
             assert caught.value.retry_after_s == 4
 
-    async def test_but_not_once_something_was_said(self) -> None:
-        async with _pool(replies(started(), delta("a"), OSError("killed")), says("b")) as (
+    @pytest.mark.parametrize(
+        "said",
+        [
+            pb.Delta(text="a"),
+            pb.Delta(reasoning="hm"),
+            pb.Delta(tool_calls=[pb.ToolCallDelta(name="look")]),
+        ],
+    )
+    async def test_but_not_once_something_was_said(self, said: pb.Delta) -> None:
+        script = replies(started(), pb.GenerateResponse(delta=said), OSError("killed"))
+        async with _pool(script, says("b")) as (
             client,
             services,
             _,

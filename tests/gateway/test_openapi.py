@@ -42,6 +42,11 @@ def test_bodies_are_described_by_what_checks_them() -> None:
     chat = schemas["ChatCompletionRequest"]
     assert chat["required"] == ["messages"]
     assert chat["properties"]["n"]["anyOf"][0] == {"maximum": 128, "minimum": 1, "type": "integer"}
+    assert chat["properties"]["tools"]["anyOf"][0]["items"] == {"$ref": "#/components/schemas/Tool"}
+    assert {"tool_choice", "response_format", "structured_outputs", "reasoning_effort"} < set(
+        chat["properties"]
+    )
+    assert "json" in schemas["StructuredOutputs"]["properties"]
     assert schemas["MessagesRequest"]["required"] == ["messages", "max_tokens"]
 
 

@@ -19,6 +19,13 @@ from gateway.schema import ChatCompletionRequest, unknown_keys
 USER = {"role": "user", "content": "hi"}
 
 
+def _tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "look", **function}}
+
+
+TOOL = _tool()
+
+
 def _parse(body: dict[str, Any]) -> ChatCompletionRequest:
     return parse_request(json.dumps(body).encode(), ChatCompletionRequest)
 
@@ -113,13 +120,7 @@ def test_a_body_must_be_an_object(body: bytes) -> None:
             {"messages": [USER, {"role": "robot", "content": "x"}]},
             "invalid_value",
             "messages.1.role",
-            "must be one of 'system', 'developer', 'user' or 'assistant'",
-        ),
-        (
-            {"messages": [{"role": "tool", "content": "x"}]},
-            "unsupported_value",
-            "messages.0.role",
-            "needs tools",
+            "must be one of 'system', 'developer', 'user', 'assistant', 'tool' or 'function'",
         ),
         ({"messages": [{"role": 3, "content": "x"}]}, "invalid_value", "messages.0.role", "must be one of"),
         (
@@ -130,9 +131,114 @@ def test_a_body_must_be_an_object(body: bytes) -> None:
         ),
         (
             {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]},
+            "missing_required_parameter",
+            "messages.0.tool_calls.0.function",
+            "Missing",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}]},
             "unsupported_parameter",
             "messages.0.tool_calls",
-            "needs tools",
+            "belongs in assistant messages",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+                ]
+            },
+            "invalid_type",
+            "messages.0.tool_calls.0.function.arguments",
+            "a string",
+        ),
+        ({"tools": {}}, "invalid_type", "tools", "an array"),
+        ({"tools": [TOOL] * 129}, "invalid_value", "tools", "at most 128"),
+        ({"tools": [{"type": "custom"}]}, "invalid_value", "tools.0.type", "must be one of 'function'"),
+        ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools.0.function", "Missing"),
+        ({"tools": [_tool(name="a b")]}, "invalid_value", "tools.0.function.name", "must match"),
+        ({"tools": [_tool(name="a" * 65)]}, "invalid_value", "tools.0.function.name", "must match"),
+        ({"tools": [TOOL, _tool(parameters=[])]}, "invalid_type", "tools.1.function.parameters", "an object"),
+        ({"tool_choice": "required"}, "invalid_value", "tool_choice", "needs 'tools'"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "invalid_value", "tool_choice", "must be one of"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "unsupported_value", "tool_choice", "must be"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function"}},
+            "missing_required_parameter",
+            "tool_choice.function",
+            "Missing",
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+            },
+            "invalid_value",
+            "tool_choice.allowed_tools.tools",
+            "must not be empty",
+        ),
+        ({"functions": [{}]}, "unsupported_parameter", "functions", "Use 'tools'"),
+        ({"function_call": "auto"}, "unsupported_parameter", "function_call", "Use 'tool_choice'"),
+        ({"response_format": "json"}, "unsupported_response_format", "response_format.type", "json_schema"),
+        (
+            {"response_format": {"type": "structural_tag"}},
+            "unsupported_response_format",
+            "response_format.type",
+            "'json_object'",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "missing_required_parameter",
+            "response_format.json_schema",
+            "Missing",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "missing_required_parameter",
+            "response_format.json_schema.schema",
+            "Missing",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+            "invalid_value",
+            "response_format.json_schema.name",
+            "must match",
+        ),
+        ({"structured_outputs": {}}, "invalid_value", "structured_outputs", "must have one of"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "invalid_value",
+            "structured_outputs",
+            "must have one of",
+        ),
+        (
+            {"structured_outputs": {"grammar": "root ::= x"}},
+            "unsupported_parameter",
+            "structured_outputs.grammar",
+            "not supported",
+        ),
+        ({"structured_outputs": {"xml": "a"}}, "invalid_value", "structured_outputs.xml", "not supported"),
+        ({"guided_choice": []}, "invalid_value", "guided_choice", "must not be empty"),
+        ({"guided_choice": ["a", ""]}, "invalid_value", "guided_choice.1", "must not be empty"),
+        ({"guided_json": 3}, "invalid_value", "guided_json", "must be a JSON Schema"),
+        (
+            {"response_format": {"type": "json_object"}, "guided_regex": "a"},
+            "invalid_value",
+            "guided_regex",
+            "cannot be combined with 'response_format'",
+        ),
+        ({"regex": "a", "json_schema": "{}"}, "invalid_value", "json_schema", "combined with 'regex'"),
+        (
+            {"reasoning_effort": "huge"},
+            "invalid_value",
+            "reasoning_effort",
+            "must be one of 'none', 'minimal'",
+        ),
+        ({"enable_thinking": "yes"}, "invalid_type", "enable_thinking", "true or false"),
+        (
+            {"chat_template_kwargs": {"tokenize": False}},
+            "invalid_value",
+            "chat_template_kwargs.tokenize",
+            "not supported",
         ),
         ({"model": 3}, "invalid_type", "model", "must be a string"),
         ({"temperature": "1"}, "invalid_type", "temperature", "must be a number"),
@@ -260,21 +366,15 @@ def test_accepted_shapes_of_parts(part: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function"}]},
-        {"tool_choice": "auto"},
         {"functions": [{}]},
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
         {"chat_template": "{{ x }}"},
-        {"chat_template_kwargs": {"tokenize": False}},
         {"continue_final_message": True},
-        {"guided_json": {}},
+        {"guided_grammar": "root ::= x"},
         {"guided_anything": "x"},
-        {"structured_outputs": {"regex": "a"}},
+        {"ebnf": "root ::= x"},
         {"prediction": {"type": "content"}},
         {"audio": {"voice": "x"}},
         {"modalities": ["text", "audio"]},
-        {"reasoning_effort": "high"},
         {"bad_words": ["x"]},
         {"input_ids": [1]},
         {"kv_transfer_params": {}},

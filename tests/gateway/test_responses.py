@@ -179,8 +179,8 @@ async def test_logprobs_come_when_included() -> None:
         ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
         ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
         ({"n": 2}, "unsupported_parameter", "n"),
-        ({"text": {"format": {"type": "json_object"}}}, "unsupported_parameter", "text.format"),
-        ({"reasoning": {"effort": "high"}}, "unsupported_parameter", "reasoning.effort"),
+        ({"text": {"format": {"type": "xml"}}}, "unsupported_response_format", "text.format.type"),
+        ({"reasoning": {"effort": "huge"}}, "invalid_value", "reasoning.effort"),
         ({"model": "other"}, "model_not_found", "model"),
     ],
 )

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from gateway.conversation import Clip, Document, Picture, Text, Turn
+from gateway.completions_schema import CompletionRequest
+from gateway.conversation import Call, Clip, Document, Picture, Text, Turn
 from gateway.errors import RequestError
-from gateway.events import Delta, Finished, Part, Started, Timings, TokenLogprob, Usage
+from gateway.events import CallDelta, Delta, Finished, Part, Started, Timings, TokenLogprob, Usage
 from gateway.parsing import parse_request
 from gateway.schema import ChatCompletionRequest
 from gateway.translate import (
@@ -17,6 +18,8 @@ from gateway.translate import (
     generate_request,
     model_info_from_proto,
     param_of,
+    prompt_param_of,
+    prompt_request,
     upload_messages,
     uploads_of,
 )
@@ -267,3 +270,127 @@ def test_an_upload_is_cut_into_messages() -> None:
 )
 def test_fields_of_media_are_paths_into_the_body(field: str, param: str) -> None:
     assert param_of(field, _chat(), MEDIA) == f"{PLACE}.{param}"
+
+
+LOOK = {"name": "look", "description": "Looks", "parameters": {"type": "object", "title": "é"}}
+TOOLS = [{"type": "function", "function": LOOK}, {"type": "function", "function": {"name": "stop"}}]
+ALLOWED = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "stop"}}]},
+}
+
+
+def _tools(**fields: Any) -> pb.ToolUse:
+    request = generate_request(_chat(**fields), TURNS, "id")
+    assert request.HasField("tools")
+    return request.tools
+
+
+def test_tools_travel_with_their_schemas() -> None:
+    look, stop = _tools(tools=TOOLS).tools
+    assert (look.name, look.description) == ("look", "Looks")
+    assert look.parameters == '{"type": "object", "title": "é"}'
+    assert stop == pb.Tool(name="stop")
+
+
+@pytest.mark.parametrize(
+    ("choice", "use"),
+    [
+        (None, pb.ToolUse(choice=pb.TOOL_CHOICE_AUTO)),
+        ("auto", pb.ToolUse(choice=pb.TOOL_CHOICE_AUTO)),
+        ("none", pb.ToolUse(choice=pb.TOOL_CHOICE_NONE)),
+        ("required", pb.ToolUse(choice=pb.TOOL_CHOICE_REQUIRED)),
+        (TOOLS[1], pb.ToolUse(choice=pb.TOOL_CHOICE_NAMED, name="stop")),
+        (ALLOWED, pb.ToolUse(choice=pb.TOOL_CHOICE_REQUIRED, allowed=["stop"])),
+    ],
+)
+def test_every_choice_of_tools(choice: Any, use: pb.ToolUse) -> None:
+    found = _tools(tools=TOOLS, tool_choice=choice)
+    found.ClearField("tools")
+    assert found == use
+
+
+@pytest.mark.parametrize(("parallel", "single"), [(None, False), (True, False), (False, True)])
+def test_calls_that_may_not_be_parallel_are_one(parallel: bool | None, single: bool) -> None:
+    assert _tools(tools=TOOLS, parallel_tool_calls=parallel).single_call is single
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": []}, {"tools": [], "tool_choice": "auto"}])
+def test_without_tools_nothing_is_said_of_them(fields: dict[str, Any]) -> None:
+    request = generate_request(_chat(**fields), TURNS, "id")
+    assert not request.HasField("tools")
+    assert not request.HasField("response_format") and not request.HasField("thinking")
+
+
+def test_calls_of_earlier_turns_travel() -> None:
+    turn = Turn("assistant", (Text("", "messages.0.content"),), (Call("look", '{"a": 1}'),))
+    (message,) = generate_request(_chat(), (turn,), "id").messages
+    assert list(message.tool_calls) == [pb.ToolCall(name="look", arguments='{"a": 1}')]
+    turn = Turn("assistant", (), (Call("look", "a" * MAX_MESSAGE_BYTES),))
+    with pytest.raises(RequestError, match="larger"):
+        generate_request(_chat(), (turn,), "id")
+
+
+@pytest.mark.parametrize(
+    ("fields", "wire"),
+    [
+        ({"response_format": {"type": "json_object"}}, pb.ResponseFormat(json_object=pb.JsonObject())),
+        ({"guided_json": {"a": "é"}}, pb.ResponseFormat(json_schema='{"a": "é"}')),
+        ({"structured_outputs": {"regex": "a+"}}, pb.ResponseFormat(regex="a+")),
+        ({"guided_choice": ["a", "b"]}, pb.ResponseFormat(choice=pb.TextChoice(texts=["a", "b"]))),
+    ],
+)
+def test_formats_travel_with_chats_and_prompts(fields: dict[str, Any], wire: pb.ResponseFormat) -> None:
+    assert generate_request(_chat(**fields), TURNS, "id").response_format == wire
+    completion = parse_request(json.dumps({"prompt": "a", **fields}).encode(), CompletionRequest)
+    assert prompt_request(completion, [1], "id").response_format == wire
+    [key] = fields
+    assert str(prompt_param_of("response_format.x", completion)).startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("fields", "enabled"),
+    [
+        ({"enable_thinking": True}, True),
+        ({"enable_thinking": False}, False),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "enable_thinking": True}, False),
+        ({"chat_template_kwargs": {}, "reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "minimal"}, True),
+        ({"reasoning_effort": "max", "enable_thinking": False}, False),
+    ],
+)
+def test_thinking_is_asked_for_or_not(fields: dict[str, Any], enabled: bool) -> None:
+    request = generate_request(_chat(**fields), TURNS, "id")
+    assert request.HasField("thinking") and request.thinking.enabled is enabled
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("tools.tools", "tools"),
+        ("tools.tools[1].name", "tools.1.function.name"),
+        ("tools.tools[0].parameters", "tools.0.function.parameters"),
+        ("tools.name", "tool_choice.function.name"),
+        ("tools.allowed[2]", "tool_choice.allowed_tools.tools.2.function.name"),
+        ("tools.allowed", "tool_choice"),
+        ("response_format", "guided_regex"),
+        ("response_format.regex", "guided_regex"),
+    ],
+)
+def test_fields_of_tools_and_formats_are_paths_into_the_body(field: str, param: str) -> None:
+    assert param_of(field, _chat(guided_regex="a"), TURNS) == param
+
+
+def test_a_message_that_was_moved_is_named_by_its_own_place() -> None:
+    turns = (Turn("user", ()), Turn("tool", (), param="messages.2"), Turn("tool", (), param="messages.1"))
+    assert param_of("messages[1].role", _chat(), turns) == "messages.2.role"
+
+
+def test_thoughts_and_calls_come_back_as_values() -> None:
+    event = delta("a")
+    event.delta.reasoning = "hm"
+    event.delta.tool_calls.add(index=1, name="look")
+    event.delta.tool_calls.add(index=1, arguments="{}")
+    calls = (CallDelta(1, "", "look"), CallDelta(1, "{}"))
+    assert event_from_proto(event) == Delta(0, "a", 1, (), "hm", calls)
+    assert event_from_proto(finished(0, pb.FINISH_REASON_TOOL_CALLS)) == Finished(0, "tool_calls")

@@ -211,7 +211,8 @@ class World:
         stops: frozenset[int] = frozenset(),
         min_tokens: int = 0,
         presence_penalty: float = 0.0,
-        shares_gpu: bool = False,
+        takes_turns: bool = False,
+        arrival_tokens: int = 0,
         grammar: Grammar | None = None,
     ) -> SequenceGroup:
         group_id = len(self.groups)
@@ -221,7 +222,8 @@ class World:
         )
         token_ids, tiles = layout(parts)
         rank = QueueRank(priority, group_id)
-        group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, shares_gpu)
+        group = SequenceGroup(group_id, rank, token_ids, tiles, params, stops, max_tokens, salt, takes_turns)
+        group.arrival_tokens = arrival_tokens
         self.groups[group_id] = group
         self.engine.add(group, grammar)
         return group
@@ -341,7 +343,7 @@ class ServedWorld:
         self.error: Exception | None = None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
-        listener.listen(16)
+        listener.listen(128)  # a full queue would refuse connections that tests make one after another
         self.listener = listener
         self.ready = EngineReady(
             max_model_len=world.max_model_len or world.num_blocks * world.block_size,

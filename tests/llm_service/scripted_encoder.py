@@ -231,7 +231,7 @@ class ScriptedEncoder:
         self.fingerprint = FINGERPRINT
         self.tiles_queued = 0
         self.takes_rings = False
-        self.gpu_uuid = ""
+        self.gpu_uuid, self.batch_tiles, self.first_batch_tiles = "", 0, 0
         self.web: dict[str, bytes] = {}
         self.sides: list[EncoderSide] = []
         self.port = 0
@@ -272,6 +272,8 @@ class ScriptedEncoder:
             tokens_per_tile=TOKENS_PER_TILE if self.takes_rings else 0,
             tiles_queued=self.tiles_queued,
             gpu_uuid=self.gpu_uuid,
+            batch_tiles=self.batch_tiles,
+            first_batch_tiles=self.first_batch_tiles,
         )
 
     async def listen(self) -> None:

@@ -107,14 +107,14 @@ def test_auto_is_the_checkpoints_element_type(config, dtype):
     ("settings", "device", "limits"),
     [
         ({}, "cpu", (64, 2048, 1)),
-        ({}, "cuda", (256, 8192, 256)),
+        ({}, "cuda", (256, 8192, 0)),
         (
             {"max_num_seqs": 7, "max_num_batched_tokens": 9, "min_overlap_tokens": 5},
             "cuda",
             (7, 9, 5),
         ),
         ({"max_num_seqs": 5000}, "cpu", (5000, 5000, 1)),
-        ({"max_num_batched_tokens": 16}, "cuda", (16, 16, 256)),
+        ({"max_num_batched_tokens": 16}, "cuda", (16, 16, 0)),
     ],
 )
 def test_the_defaults_of_a_step_are_the_devices_and_give_way_to_what_was_set(settings, device, limits):

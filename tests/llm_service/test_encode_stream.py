@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,7 @@ async def line(
     pictures: list[Picture] = PICTURES,
     num_tiles: int = 3,
     takes_rings: bool = False,
+    has_substitute: Callable[[], bool] = lambda: True,
     **config: Any,
 ) -> AsyncIterator[Line]:
     """Afterwards nothing may be left: no stream counted, no task, no call at the encoder."""
@@ -96,7 +97,7 @@ async def line(
         settings = EncoderPoolConfig(encoders=(target,), **config)
         connection = EncoderConnection(target, settings, FixedBase())  # type: ignore[arg-type]
         await connection.poll()
-        stream = EncodeStream(connection, settings, pictures, HIDDEN_SIZE)
+        stream = EncodeStream(connection, settings, pictures, HIDDEN_SIZE, has_substitute)
         try:
             yield Line(stream, encoder, connection)
         finally:
@@ -516,6 +517,25 @@ class TestWatchdog:
             with of_kind(Unavailable, "stopped answering"):
                 await it.read(1)
             assert 0.5 < time.monotonic() - start < 1.0
+
+    async def test_one_without_a_substitute_is_waited_for_ten_times_as_long(self) -> None:
+        async with line(silent_after_layout, heartbeat_timeout_s=0.25, has_substitute=lambda: False) as it:
+            await it.open()
+            start = time.monotonic()
+            with of_kind(Unavailable, "stopped answering"):
+                await it.read(1)
+            assert 2.4 < time.monotonic() - start
+
+    async def test_the_wait_for_the_only_one_ends_when_another_is_there(self) -> None:
+        others: list[str] = []
+        async with line(silent_after_layout, has_substitute=lambda: bool(others)) as it:
+            await it.open()
+            reading = asyncio.create_task(it.read(1))
+            await asyncio.wait([reading], timeout=1.2)
+            assert not reading.done()
+            others.append("another")
+            with of_kind(Unavailable, "stopped answering"):
+                await reading
 
     async def test_also_when_no_tile_is_missed(self) -> None:
         async with line(silent_after_layout) as it:

@@ -146,23 +146,30 @@ class TestGpu:
             first.model = EncoderModel(FINGERPRINT, "GPU-1")
             second.model = EncoderModel(FINGERPRINT, "GPU-2")
             lost.mark_dead()
-            assert not pool.are_on("GPU-1")
+            assert not pool.take_turns("GPU-1", 9)
             second.model = EncoderModel(FINGERPRINT, "GPU-1")
-            assert pool.are_on("GPU-1") and not pool.are_on("GPU-2")
+            assert pool.take_turns("GPU-1", 9) and not pool.take_turns("GPU-2", 9)
 
     async def test_nobody_is_on_a_cpu(self) -> None:
         async with pool_of(1) as pool:
-            assert not pool.are_on("")
+            assert not pool.take_turns("", 9)
             pool.connections[0].mark_dead()
-            assert not pool.are_on("GPU-1")
+            assert not pool.take_turns("GPU-1", 9)
 
-    async def test_an_encoder_says_where_it_is(self) -> None:
+    async def test_tiles_of_one_forward_are_in_nobodys_way(self) -> None:
+        async with pool_of(2) as pool:
+            for connection, batch_tiles in zip(pool.connections, (8, 16), strict=True):
+                connection.model = EncoderModel(FINGERPRINT, "GPU-1", batch_tiles)
+            assert [pool.take_turns("GPU-1", num_tiles) for num_tiles in (0, 8, 16, 17)] == [0, 0, 0, 1]
+
+    async def test_an_encoder_says_where_it_is_and_how_its_tiles_come(self) -> None:
         encoder = ScriptedEncoder()
-        encoder.gpu_uuid = "GPU-1"
+        encoder.gpu_uuid, encoder.batch_tiles, encoder.first_batch_tiles = "GPU-1", 8, 4
         async with encoders(encoder) as targets:
             pool = make_pool(*targets)
             await pool.fingerprint()
-            assert pool.are_on("GPU-1")
+            assert pool.take_turns("GPU-1", 9) and not pool.take_turns("GPU-1", 8)
+            assert pool.first_batch_tiles == 4
             await pool.close()
 
 

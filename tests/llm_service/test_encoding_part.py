@@ -16,7 +16,7 @@ async def connection() -> EncoderConnection:
 
 
 def part_of(connection: EncoderConnection, num_pictures: int) -> EncodingPart:
-    part = EncodingPart(connection)
+    part = EncodingPart(connection, lambda: True)
     for medium in range(num_pictures):
         part.add(medium, make_picture(b"%d" % medium), num_tiles=3)
     return part

@@ -339,10 +339,9 @@ class TestPictures:
             await hang()
 
         async with front_end(ScriptedEncoder(mute)) as it:
-            start = time.monotonic()
             with of_kind(Unavailable, "encoder"):
-                await run(it.backends, ask("what", CAT))
-            assert time.monotonic() - start < 2
+                async with asyncio.timeout(15):  # it is the only one, and gets ten times the usual time
+                    await run(it.backends, ask("what", CAT))
             assert (await run(it.backends, ask("and text"))).text
 
 

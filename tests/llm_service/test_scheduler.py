@@ -393,10 +393,22 @@ class TestEncodingOverlap:
         world.finish()
         assert outputs(group) == alone(self.PARTS)
 
+    @pytest.mark.parametrize(("together", "computed"), [(4, 6), (6, 6), (7, 0), (0, 0)])
+    def test_unless_it_is_set_what_comes_together_is_worth_a_step(self, together, computed):
+        world = World(min_overlap_tokens=0)
+        group = world.add(self.PARTS, arrival_tokens=together)
+        sequence = group.sequences[0]
+        world.step()
+        world.deliver_tile(group, 0)
+        world.step()
+        assert sequence.num_computed_tokens == computed  # two of text and four of the tile are there
+        world.finish()
+        assert outputs(group) == alone(self.PARTS)
+
     @pytest.mark.parametrize("is_wanted", [False, True])
     def test_where_encoders_share_the_gpu_only_if_that_is_wanted(self, is_wanted):
         world = World(overlap_on_shared_gpu=is_wanted)
-        shared, apart = world.add(self.PARTS, shares_gpu=True), world.add(self.PARTS)
+        shared, apart = world.add(self.PARTS, takes_turns=True), world.add(self.PARTS)
         world.step()
         world.deliver_tile(shared, 0)
         world.step()

@@ -33,7 +33,9 @@ def is_mapped(file: Ring) -> bool:
 class TestLending:
     def test_as_many_as_there_are(self, ring: TileRing) -> None:
         first, second = ring.lease(), ring.lease()
+        assert ring.num_lent == 0
         assert sorted(first.take(3) + second.take(3)) == list(range(NUM_SLOTS))
+        assert ring.num_lent == NUM_SLOTS
         assert first.take(1) == second.take(1) == []
 
     def test_what_came_back_last_goes_out_first(self, ring: TileRing) -> None:

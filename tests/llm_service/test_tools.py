@@ -114,6 +114,25 @@ def test_right_tools_are_not() -> None:
     ToolUse((LOOK, STOP), ToolChoice.NAMED, "stop").validate()
 
 
+@pytest.mark.parametrize(
+    ("use", "field"),
+    [
+        (ToolUse((LOOK, STOP), ToolChoice.NAMED, "stop"), "tools.tools[1].parameters"),
+        (ToolUse((LOOK, STOP), ToolChoice.REQUIRED, allowed=("stop",)), "tools.tools[1].parameters"),
+        (ToolUse((LOOK, STOP), ToolChoice.REQUIRED), "tools.tools"),
+    ],
+)
+def test_a_schema_that_cannot_be_enforced_is_named_where_there_is_one_only(use: ToolUse, field: str) -> None:
+    assert use.refusal("is bad").field == field
+
+
+def test_a_schema_with_what_json_cannot_say_is_that_of_its_tool() -> None:
+    use = ToolUse((LOOK, Tool("x", "", '{"const": NaN}')), ToolChoice.REQUIRED)
+    with pytest.raises(InvalidRequest) as refused:
+        use.rule(False, HERMES)
+    assert refused.value.field == "tools.tools[1].parameters"
+
+
 def test_only_allowed_tools_are_shown_and_forced() -> None:
     use = ToolUse((STOP, LOOK), ToolChoice.REQUIRED, allowed=("look",))
     use.validate()

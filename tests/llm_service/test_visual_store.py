@@ -50,6 +50,34 @@ def test_a_tile_that_a_living_group_uses_is_not_taken_for_the_cache():
     assert store.grant(b"b", 3) is not None
 
 
+def test_a_slot_is_in_use_until_its_last_group_has_left_and_its_grant_is_void():
+    store = VisualStore(3)
+    stored(store, b"a", 1)
+    store.join(b"a", 2)
+    store.grant(b"b", 2)
+    assert store.num_in_use == 2
+    store.leave(1)
+    assert store.num_in_use == 2
+    store.leave(2)
+    assert store.num_in_use == 1, "the front end may still write b"
+    store.revoke(2)
+    assert store.num_in_use == 0
+    store.join(b"a", 3)
+    assert store.num_in_use == 1
+    store.evict_least_needed(lambda key: (1.0, 0))
+    assert store.num_in_use == 0
+    store.check(set())
+
+
+def test_a_tile_that_comes_behind_its_group_is_cache_at_once():
+    store = VisualStore(1)
+    store.grant(b"a", 1)
+    store.leave(1)
+    store.store(b"a", 1)
+    assert store.num_in_use == 0 and store.slot_of(b"a") is not None
+    store.check(set())
+
+
 def test_hits_and_grants_are_counted_once_a_group():
     store = VisualStore(2)
     stored(store, b"a", 1)
