@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 MODEL ?=
+# Of `clients`: only these, by their names on the package index.
+CLIENTS ?=
 # Further folders with fonts for demo-accuracy; those of the system are found without.
 FONTS ?=
 VENV := .venv
@@ -17,7 +19,7 @@ PROTOC = $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I .
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-accuracy serve test test-gpu check fmt fmt-check lint types proto proto-check bench bench-gpu soak clean
+.PHONY: help install demo demo-accuracy serve test test-gpu clients check fmt fmt-check lint types proto proto-check bench bench-gpu soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,9 @@ test: $(INSTALLED) ## Run the tests that need no GPU
 
 test-gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
+
+clients: $(INSTALLED) ## Ask the gateway with eight real clients (CLIENTS="openai litellm": only these)
+	@$(BIN)/python -m tests.clients $(CLIENTS)
 
 check: fmt-check lint types proto-check test ## Format, lint, types, stub freshness, tests: what CI runs
 
@@ -87,5 +92,5 @@ soak: $(INSTALLED) ## Put 30 minutes of mixed load on all services: no leak, no 
 	@$(BIN)/python -m deploy.bench.soak $(ARGS)
 
 clean: ## Remove what the targets above made
-	@rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(PROTO_VENV) .venv-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,14 +16,27 @@ from gateway.schema import ChatCompletionRequest
 from protos.errors import ServingError
 
 _MESSAGE = re.compile(r"messages\.(\d+)(?:\.content)?(.*)")
+_PART = re.compile(r"\.(\d+)(.*)")
+_CALL = re.compile(r"\.tool_calls\.(\d+)(.*)")
+# Levels that chats have around tools, and other APIs have not.
+_NESTED = re.compile(r"\.(?:function|allowed_tools)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chat message was in the original request."""
+
+    content: str
+    parts: tuple[str, ...] | None = None  # of each content part; None: at its own place below `content`
+    calls: tuple[str, ...] = ()  # of each tool call
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """How the paths of a chat request are called in the request that it was made from."""
 
-    places: tuple[str, ...]  # of the content of each message
-    names: Mapping[str, str]  # path, or the end of one behind its dot -> what it is called
+    places: tuple[Place, ...]  # of each message
+    names: Mapping[str, str]  # path, its beginning before a dot, or its end behind one -> what that is called
     messages: str  # all messages
 
     def param(self, path: str) -> str:
@@ -31,13 +44,22 @@ class Adaptation:
             return self.messages
         match = _MESSAGE.fullmatch(path)
         if match is None or int(match[1]) >= len(self.places):
-            return self.names.get(path, path)
-        rest = match[2]
-        for end, name in self.names.items():
-            if rest.endswith(f".{end}"):
-                rest = rest.removesuffix(end) + name
-                break
-        return self.places[int(match[1])] + rest
+            return self._renamed(_NESTED.sub("", path))
+        place, rest = self.places[int(match[1])], match[2]
+        if (call := _CALL.fullmatch(rest)) and int(call[1]) < len(place.calls):
+            return place.calls[int(call[1])] + self._renamed(_NESTED.sub("", call[2]))
+        part = _PART.fullmatch(rest)
+        if part is None or place.parts is None or int(part[1]) >= len(place.parts):
+            return place.content + self._renamed(rest)
+        return place.parts[int(part[1])] + self._renamed(part[2])
+
+    def _renamed(self, path: str) -> str:
+        for old, new in self.names.items():
+            if path == old or path.startswith(f"{old}."):
+                return new + path.removeprefix(old)
+            if path.endswith(f".{old}"):
+                return path.removesuffix(old) + new
+        return path
 
     def chat(self, body: Mapping[str, Any]) -> ChatCompletionRequest:
         """Raises RequestError in the words of the request that `body` was made from."""

@@ -33,6 +33,8 @@ MAX_RETRY_AFTER_S = 120
 LINGER_S = 2.0
 LINGER_BYTES = 256 << 20
 ANTHROPIC_ROOT = "/v1/messages"
+# Anthropic's client then sends the whole conversation instead of what is new of it.
+THREAD_UNSUPPORTED = "thread_unsupported_request"
 INTERNAL_MESSAGE = "The server failed to answer this request; its log has the details under the request id."
 
 log = logging.getLogger(__name__)
@@ -136,7 +138,10 @@ def anthropic_error(error: ServingError) -> dict[str, Any]:
     """`{"type": "error", "error": {type, message}}`, the shape of Anthropic's API."""
     status = form_of(error).status
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error_body(error)["error"]["message"]}}
+    described: dict[str, Any] = {"type": kind, "message": error_body(error)["error"]["message"]}
+    if form_of(error).code == THREAD_UNSUPPORTED:
+        described["details"] = {"error_code": THREAD_UNSUPPORTED, "unsupported": ["thread"]}
+    return {"type": "error", "error": described}
 
 
 class UnreadBodyResponse(JSONResponse):

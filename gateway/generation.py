@@ -176,7 +176,7 @@ def _media_defaults(chat: ChatCompletionRequest) -> MediaDefaults:
 
 
 class Collector(Protocol):
-    def add(self, event: Event) -> None: ...
+    def add(self, event: Event) -> object: ...
 
 
 Collected = TypeVar("Collected", bound=Collector)

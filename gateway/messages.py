@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.access import charge_tokens
 from gateway.answer_stream import answer_stream
-from gateway.conversation import Text
+from gateway.conversation import Text, Turn
 from gateway.disconnect import until_disconnect
 from gateway.events import Batches, Started
 from gateway.generation import Generator, collect
@@ -43,20 +43,24 @@ class Messages:
         return JSONResponse(whole.body())
 
     async def count_tokens(self, request: Request) -> Response:
-        """With pictures the request is begun and given up: only the encoder knows their tokens."""
+        """With pictures the request is begun and given up, as with tools: only so is all in the prompt."""
         timer = self._generator.timer()
         body = await self._generator.read(request, CountTokensRequest)
         model = await self._generator.model(body.model)
         chat, adaptation = adapt_messages(body)
         with adaptation.reworded():
             turns = await self._generator.turns(chat, model)
-            if all(isinstance(part, Text) for turn in turns for part in turn.parts):
+            if not chat.tools and chat.thinking is None and all(_is_text(turn) for turn in turns):
                 num_tokens = len(await self._client.tokenize(turns))
                 charge_tokens(request.state, num_tokens)
                 return JSONResponse({"input_tokens": num_tokens})
             answer = self._generator.answer_chat(request, chat, turns, model, timer)
         work = _prompt_tokens(adaptation.events(answer))
         return JSONResponse({"input_tokens": await until_disconnect(request.receive, work)})
+
+
+def _is_text(turn: Turn) -> bool:
+    return not turn.calls and all(isinstance(part, Text) for part in turn.parts)
 
 
 async def _prompt_tokens(events: Batches) -> int:

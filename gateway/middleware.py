@@ -13,7 +13,7 @@ from gateway.metrics import GatewayMetrics
 from protos.errors import ModelError
 from protos.request_context import REQUEST_ID_KEY, accept_request_id
 
-# What Anthropic's clients read.
+# What Anthropic's clients read, on the paths of its API.
 ANTHROPIC_ID_KEY = "request-id"
 
 log = logging.getLogger(__name__)

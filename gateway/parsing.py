@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from gateway.completions_schema import CompletionRequest
-from gateway.errors import RequestError
+from gateway.errors import THREAD_UNSUPPORTED, RequestError
 from gateway.format_schema import FormatFields
 from gateway.schema import MAX_CHOICES, ChatCompletionRequest, StreamOptions, refused_key
 from gateway.strict_model import StrictModel
@@ -46,6 +46,8 @@ MAX_CONTAINERS = 1 << 16
 # What is neither takes longer to count, and less to read.
 COUNT_ALL_ABOVE_BYTES = 16 << 20
 MAX_ELEMENTS = 4 << 20
+# Errors whose kind is the code that clients know.
+_CODES = {"previous_response_not_found", THREAD_UNSUPPORTED}
 # A part is refused for its type, which is one step below the place where the union failed.
 _BELOW = {"unsupported_content_part": "type", "unsupported_response_format": "type"}
 # What has taken the place of a key that is refused.
@@ -166,7 +168,7 @@ def _request_error(error: ErrorDetails) -> RequestError:
         return RequestError("The request body must be a JSON object.", code="invalid_type")
     if kind in _TYPES:
         return _invalid(param, f"must be {_TYPES[kind]}", "invalid_type")
-    if kind.startswith("unsupported_") or kind == "previous_response_not_found":
+    if kind.startswith("unsupported_") or kind in _CODES:
         return _invalid(param, error["msg"], kind)
     return _invalid(param, error["msg"] if kind in _OWN else _rule(kind, context))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.completion import logprobs_json
+from gateway.answer_items import AnswerItems, Step
 from gateway.errors import error_body
 from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
+from gateway.response_items import events_of, item_json
 from gateway.responses_schema import ResponsesRequest
 from gateway.streaming import KEEPALIVE, named_sse
 from protos.errors import ModelError, ServingError
@@ -19,36 +20,32 @@ class ResponseObject:
 
     def __init__(self, request: ResponsesRequest, request_id: str, created: int, model: str) -> None:
         """`created`: Unix time, seconds."""
-        self.item_id = f"msg_{request_id}"
-        self.wants_logprobs = request.wants_logprobs
+        self.request_id = request_id
         self._head = {"id": f"resp_{request_id}", "object": "response", "created_at": created}
         self._echo = _echo(request, model)
         self._begin()
 
     def _begin(self) -> None:
-        self._texts: list[str] = []
-        self.logprobs: list[dict[str, Any]] = []
+        self._items = AnswerItems()
         self._finish_reason = ""
         self._usage: Usage | None = None
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Event) -> list[Step]:
+        """What has changed of the output."""
         if isinstance(event, Delta):
-            self._texts.append(event.text)
-            self.logprobs.extend(logprobs_json(event.logprobs))
-        elif isinstance(event, Finished):
+            return self._items.add(event)
+        if isinstance(event, Finished):
             self._finish_reason = event.reason
-        elif isinstance(event, Usage):
+            return self._items.finish()
+        if isinstance(event, Usage):
             self._usage = event
         elif isinstance(event, Restarted):
             self._begin()
-
-    @property
-    def text(self) -> str:
-        return "".join(self._texts)
+        return []
 
     @property
     def status(self) -> str:
-        """Of the finished answer."""
+        """Of an item that is closed now, and of the finished answer."""
         return "incomplete" if self._finish_reason == "length" else "completed"
 
     def body(self) -> dict[str, Any]:
@@ -56,25 +53,21 @@ class ResponseObject:
         if self._usage is None or not self._finish_reason:
             raise ModelError(_BROKEN_OFF)
         details = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
-        return self._json(self.status, [self.item(self.status)], details, _usage_json(self._usage))
+        return self._json(self.status, self._output(self.status), details, _usage_json(self._usage))
 
     def in_progress(self) -> dict[str, Any]:
         return self._json("in_progress", [])
 
     def failed(self, error: ServingError) -> dict[str, Any]:
         message = error_body(error)["error"]["message"]
-        body = self._json("failed", [self.item("incomplete")] if self._texts else [])
+        body = self._json("failed", self._output("incomplete"))
         return {**body, "error": {"code": "server_error", "message": message}}
 
-    def item(self, status: str) -> dict[str, Any]:
-        """The message; without content while it is in progress."""
-        content = [] if status == "in_progress" else [self.part(self.text)]
-        head = {"id": self.item_id, "type": "message", "role": "assistant"}
-        return {**head, "status": status, "content": content}
-
-    def part(self, text: str) -> dict[str, Any]:
-        logprobs = self.logprobs if text else []
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    def _output(self, status: str) -> list[dict[str, Any]]:
+        """`status`: of the last item; those before it are complete."""
+        items = self._items.items
+        statuses = ["completed"] * (len(items) - 1) + [status]
+        return [item_json(item, self.request_id, each) for item, each in zip(items, statuses, strict=False)]
 
     def _json(
         self,
@@ -90,21 +83,25 @@ class ResponseObject:
 def _echo(request: ResponsesRequest, model: str) -> dict[str, Any]:
     """What a response repeats of its request."""
     text = request.text.model_dump(exclude_none=True) if request.text is not None else {}
-    reasoning = request.reasoning
+    reasoning, choice = request.reasoning, request.tool_choice
     return {
         "model": model,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "metadata": request.metadata or {},
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "reasoning": {"effort": reasoning and reasoning.effort, "summary": reasoning and reasoning.summary},
         "background": False,
         "store": False,
         "temperature": request.temperature,
         "text": {"format": {"type": "text"}, **text},
-        "tool_choice": request.tool_choice or "auto",
-        "tools": [],
+        "tool_choice": "auto"
+        if choice is None
+        else choice
+        if isinstance(choice, str)
+        else choice.model_dump(),
+        "tools": [tool.model_dump() for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs or 0,
         "top_p": request.top_p,
         "truncation": "disabled",
@@ -135,13 +132,9 @@ class ResponseEncoder:
         self.is_admitted = False
 
     def encode(self, event: Event) -> bytes:
-        if isinstance(event, Delta):
-            return self._delta(event)
-        self._response.add(event)
-        if isinstance(event, Finished):
-            return self._begin() + self._finish()
         self.is_admitted = self.is_admitted or isinstance(event, Started)
-        return b""
+        steps = self._response.add(event)
+        return self._begin() + b"".join(map(self._step, steps)) if steps else b""
 
     def keepalive(self) -> bytes:
         return KEEPALIVE
@@ -157,43 +150,19 @@ class ResponseEncoder:
         flat = {key: wrapped[key] for key in ("code", "message", "param")}
         return failed + self._event("error", **flat, error=wrapped)
 
-    def _delta(self, delta: Delta) -> bytes:
-        self._response.add(delta)
-        if not delta.text and not delta.logprobs:
-            return b""
-        fields = {"delta": delta.text, "logprobs": logprobs_json(delta.logprobs)}
-        return self._begin() + self._event("response.output_text.delta", **self._place(), **fields)
-
     def _begin(self) -> bytes:
         if self._has_begun:
             return b""
         self._has_begun = True
-        response = self._response
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return b"".join(
-            (
-                self._event("response.created", response=response.in_progress()),
-                self._event("response.in_progress", response=response.in_progress()),
-                self._event("response.output_item.added", output_index=0, item=response.item("in_progress")),
-                self._event("response.content_part.added", **self._place(), part=part),
-            )
+        response = self._response.in_progress()
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
         )
 
-    def _finish(self) -> bytes:
-        response, place = self._response, self._place()
-        text, logprobs = response.text, response.logprobs
-        item = response.item(response.status)
-        return b"".join(
-            (
-                self._event("response.output_text.done", **place, text=text, logprobs=logprobs),
-                self._event("response.content_part.done", **place, part=response.part(text)),
-                self._event("response.output_item.done", output_index=0, item=item),
-            )
-        )
+    def _step(self, step: Step) -> bytes:
+        events = events_of(step, self._response.request_id, self._response.status)
+        return b"".join(self._event(f"response.{name}", **fields) for name, fields in events)
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._response.item_id, "output_index": 0, "content_index": 0}
-
-    def _event(self, name: str, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Any) -> bytes:
         sequence, self._sequence = self._sequence, self._sequence + 1
         return named_sse(name, {"sequence_number": sequence, **fields})

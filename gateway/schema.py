@@ -419,6 +419,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "kv_transfer_params": (None,),
     "ec_transfer_params": (None,),
     "vllm_xargs": (None, {}),
+    "output_format": (None,),
+    "mcp_servers": (None, []),
 }
 _REFUSED_PREFIX = "guided_"
 # Known, and without influence on the answer.

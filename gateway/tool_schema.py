@@ -52,22 +52,22 @@ class AllowedToolsChoice(StrictModel):
     allowed_tools: AllowedTools
 
 
-def _choice_tag(value: Any) -> str | None:
+def choice_tag(value: Any) -> str | None:
     if isinstance(value, str):
         return "#mode"
     kind = value.get("type") if isinstance(value, Mapping) else None
     return f"#{kind}" if kind in ("function", "allowed_tools") else None
 
 
+CHOICE_ERROR = {
+    "custom_error_type": "unsupported_value",
+    "custom_error_message": "must be 'none', 'auto', 'required', or of type function or allowed_tools",
+}
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("#mode")]
     | Annotated[NamedTool, Tag("#function")]
     | Annotated[AllowedToolsChoice, Tag("#allowed_tools")],
-    Discriminator(
-        _choice_tag,
-        custom_error_type="unsupported_value",
-        custom_error_message="must be 'none', 'auto', 'required', or of type function or allowed_tools",
-    ),
+    Discriminator(choice_tag, **CHOICE_ERROR),
 ]
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
 import openai
+import pydantic
 import pytest
 
 from deploy.demo import PICTURE as CAFE
@@ -239,6 +240,130 @@ def test_tokens_are_counted_as_they_are_used(claude: anthropic.Anthropic, messag
     count = claude.messages.count_tokens(model=MODEL, messages=messages)
     usage = claude.messages.create(model=MODEL, max_tokens=1, messages=messages).usage
     assert count.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+
+COLORS = ("red", "green", "blue", "yellow")
+PAINT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"color": {"enum": list(COLORS)}},
+    "required": ["color"],
+    "additionalProperties": False,
+}
+FUNCTION: Any = {"type": "function", "name": "paint", "parameters": PAINT_SCHEMA, "strict": True}
+TOOL: Any = {"name": "paint", "description": "Paints.", "input_schema": PAINT_SCHEMA}
+
+
+class Paint(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    color: Literal["red", "green", "blue", "yellow"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "paint"}])
+def test_a_response_calls_a_function_and_goes_on_with_its_output(client: openai.OpenAI, choice: Any) -> None:
+    """Streamed and whole; the demo model knows no tools, so that its next answer is any text."""
+    settings: dict[str, Any] = {"model": MODEL, "temperature": 0, "tools": [FUNCTION]}
+    items = _response_items()
+    whole = client.responses.create(input=items, tool_choice=choice, **settings)
+    with client.responses.stream(input=items, tool_choice=choice, **settings) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+        final = stream.get_final_response()
+    calls = [item for answer in (whole, final) for item in answer.output if item.type == "function_call"]
+    assert len(calls) == 2 and calls[0].arguments == calls[1].arguments == "".join(pieces)
+    assert json.loads(calls[0].arguments)["color"] in COLORS and calls[0].name == "paint"
+    output = {"type": "function_call_output", "call_id": calls[0].call_id, "output": "painted"}
+    answer = client.responses.create(input=[*items, *whole.output, output], **settings)
+    assert answer.output_text and answer.status == "completed"
+
+
+def test_a_response_without_a_call_is_what_it_was(client: openai.OpenAI) -> None:
+    answer = client.responses.create(
+        model=MODEL, input=_response_items(), temperature=0, tools=[FUNCTION], tool_choice="none"
+    )
+    assert answer.output_text == SIGN and [item.type for item in answer.output] == ["message"]
+
+
+def test_a_response_fulfils_a_schema(client: openai.OpenAI) -> None:
+    parsed = client.responses.parse(model=MODEL, input=_response_items(), text_format=Paint)
+    assert isinstance(parsed.output_parsed, Paint)
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "paint"}])
+def test_a_message_uses_a_tool_and_goes_on_with_its_result(claude: anthropic.Anthropic, choice: Any) -> None:
+    settings: dict[str, Any] = {"model": MODEL, "max_tokens": 200, "tools": [TOOL], **GREEDY}
+    messages = _claude_messages()
+    whole = claude.messages.create(messages=messages, tool_choice=choice, **settings)
+    with claude.messages.stream(messages=messages, tool_choice=choice, **settings) as stream:
+        final = stream.get_final_message()
+    first, second = (block for answer in (whole, final) for block in answer.content)
+    assert first.type == second.type == "tool_use" and first.input == second.input
+    assert whole.stop_reason == final.stop_reason == "tool_use"
+    assert first.name == "paint" and dict(first.input)["color"] in COLORS  # type: ignore[call-overload]
+    result = {"type": "tool_result", "tool_use_id": first.id, "content": "painted"}
+    turns = [{"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+    answer = claude.messages.create(messages=[*messages, *turns], **settings)
+    assert answer.stop_reason == "end_turn" and answer.content[0].type == "text"
+
+
+def test_a_message_fulfils_a_schema(claude: anthropic.Anthropic) -> None:
+    answer = claude.messages.parse(
+        model=MODEL, max_tokens=200, messages=_claude_messages(), output_format=Paint, **GREEDY
+    )
+    assert isinstance(answer.parsed_output, Paint)
+
+
+def test_tokens_of_tools_are_counted_as_they_are_used(claude: anthropic.Anthropic) -> None:
+    request: dict[str, Any] = {"model": MODEL, "messages": _claude_messages(), "tools": [TOOL]}
+    usage = claude.messages.create(max_tokens=1, **request).usage
+    count = claude.messages.count_tokens(**request).input_tokens
+    assert count == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+    del request["tools"]
+    assert claude.messages.count_tokens(**request).input_tokens < count
+
+
+def test_schemas_that_cannot_be_enforced_are_named(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}, "required": ["a"]}
+    function: Any = {**FUNCTION, "parameters": schema}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="hi", tools=[function], tool_choice="required")
+    assert caught.value.param == "tools.0.parameters"
+    text: Any = {"format": {"type": "json_schema", "name": "n", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="hi", text=text)
+    assert caught.value.param == "text.format.schema"
+    with pytest.raises(anthropic.BadRequestError, match="schema"):
+        claude.messages.create(
+            model=MODEL,
+            max_tokens=9,
+            messages=[{"role": "user", "content": "hi"}],
+            output_config={"format": {"type": "json_schema", "schema": schema}},
+        )
+
+
+def test_a_model_that_shall_not_think_answers(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    settings: dict[str, Any] = {"model": MODEL, "thinking": {"type": "disabled"}, **GREEDY}
+    (block,) = claude.messages.create(max_tokens=40, messages=_claude_messages(), **settings).content
+    response = client.responses.create(
+        model=MODEL, input=_response_items(), temperature=0, reasoning={"effort": "none"}
+    )
+    assert block.type == "text" and block.text == response.output_text == SIGN
+
+
+def test_a_model_that_shall_think_is_asked_to(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    """Upstream's system prompt for it is longer than none."""
+    counts = {}
+    for kind in ("disabled", "enabled"):
+        thinking: Any = {"type": kind, "budget_tokens": 1024}
+        counts[kind] = claude.messages.count_tokens(
+            model=MODEL, messages=_claude_messages(), thinking=thinking
+        ).input_tokens
+    assert counts["enabled"] > counts["disabled"] + 100
+    response = client.responses.create(
+        model=MODEL, input=_response_items(), max_output_tokens=1, reasoning={"effort": "low"}
+    )
+    assert response.usage is not None and response.usage.input_tokens == counts["enabled"]
 
 
 def test_a_stop_sequence_is_named(claude: anthropic.Anthropic) -> None:

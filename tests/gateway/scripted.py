@@ -40,6 +40,16 @@ def delta(
     return pb.GenerateResponse(delta=message)
 
 
+def thought(reasoning: str) -> pb.GenerateResponse:
+    return pb.GenerateResponse(delta=pb.Delta(reasoning=reasoning, token_ids=[0]))
+
+
+def called(index: int, arguments: str = "", name: str = "") -> pb.GenerateResponse:
+    """A piece of a tool call."""
+    piece = pb.ToolCallDelta(index=index, name=name, arguments=arguments)
+    return pb.GenerateResponse(delta=pb.Delta(tool_calls=[piece], token_ids=[0]))
+
+
 def finished(index: int = 0, reason: int = pb.FINISH_REASON_STOP) -> pb.GenerateResponse:
     return pb.GenerateResponse(finished=pb.Finished(index=index, reason=reason))
 

@@ -10,10 +10,12 @@ import anthropic
 import pytest
 
 from gateway.config import GatewayConfig
+from gateway.messages_schema import MessagesRequest, adapt_messages
 from protos import language_model_pb2 as pb
 from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
 from tests.gateway.scripted import (
     MODEL,
+    called,
     delta,
     finished,
     gateway_before,
@@ -21,6 +23,7 @@ from tests.gateway.scripted import (
     replies,
     says,
     started,
+    thought,
     usage,
 )
 
@@ -43,6 +46,10 @@ def _events(text: str) -> list[dict[str, Any]]:
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
     return events
+
+
+LOOK: dict[str, Any] = {"name": "look", "description": "Looks.", "input_schema": {"type": "object"}}
+CALL: dict[str, Any] = {"type": "tool_use", "name": "look", "input": {"at": "é"}}
 
 
 async def _fault(gateway: Any, body: Any, path: str = PATH) -> tuple[int, str, str]:
@@ -108,6 +115,49 @@ async def test_events_come_in_the_official_order() -> None:
     assert events[5]["usage"]["output_tokens"] == 2
 
 
+def _thinks_and_calls() -> Any:
+    pieces = (called(0, name="look"), called(0, '{"at":'), called(0, ' "cat"}'), called(1, "{}", "rest"))
+    end = finished(reason=pb.FINISH_REASON_TOOL_CALLS)
+    return replies(started(), thought("hm"), thought("!"), delta("I look."), *pieces, end, usage())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_texts_and_calls_are_blocks(stream: bool) -> None:
+    async with gateway_before(_thinks_and_calls()) as gateway:
+        settings: Any = {"model": MODEL, "max_tokens": 99, "messages": HI}
+        if stream:
+            async with gateway.anthropic.messages.stream(**settings) as events:
+                message: Any = await events.get_final_message()
+        else:
+            message = await gateway.anthropic.messages.create(**settings)
+    thinking, text, look, rest = message.content
+    assert (thinking.type, thinking.thinking, thinking.signature) == ("thinking", "hm!", "")
+    assert (text.type, text.text) == ("text", "I look.")
+    assert (look.type, look.name, look.input) == ("tool_use", "look", {"at": "cat"})
+    assert (rest.name, rest.input) == ("rest", {}) and look.id != rest.id
+    assert message.stop_reason == "tool_use"
+
+
+async def test_blocks_are_streamed_one_behind_the_other() -> None:
+    async with gateway_before(_thinks_and_calls()) as gateway:
+        events = _events((await gateway.post(_body(stream=True), PATH)).text)
+    blocks = [(event["type"].removeprefix("content_block_"), event["index"]) for event in events[1:-2]]
+    lengths = {0: 2, 1: 1, 2: 2, 3: 1}
+    assert blocks == [
+        (kind, index) for index, length in lengths.items() for kind in ("start", *["delta"] * length, "stop")
+    ]
+    calls = [event["delta"] for event in events if event.get("delta", {}).get("type") == "input_json_delta"]
+    assert [call["partial_json"] for call in calls] == ['{"at":', ' "cat"}', "{}"]
+
+
+async def test_a_call_cut_short_has_no_input() -> None:
+    script = replies(started(), called(0, '{"a', "f"), finished(reason=pb.FINISH_REASON_LENGTH), usage())
+    async with gateway_before(script) as gateway:
+        message = await gateway.anthropic.messages.create(model=MODEL, max_tokens=9, messages=HI)
+    (block,) = message.content
+    assert block.type == "tool_use" and block.input == {} and message.stop_reason == "max_tokens"
+
+
 @pytest.mark.parametrize(
     ("end", "reason", "sequence"),
     [
@@ -168,7 +218,19 @@ async def test_blocks_become_parts() -> None:
         ({"messages": [{"role": "user", "content": 1}]}, "'messages.0.content'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+            "'messages.0.content.0.tool_use_id'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "server_tool_use"}]}]},
             "'messages.0.content.0.type'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{**CALL, "id": "a"}]}]},
+            "'messages.0.content.0'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "a"}]}]},
+            "'messages.0.content.0'",
         ),
         ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "'messages.0.content.0'"),
         (
@@ -177,7 +239,7 @@ async def test_blocks_become_parts() -> None:
                 "system": "x",
                 "tools": [{"name": "t"}],
             },
-            "'tools'",
+            "'tools.0.input_schema'",
         ),
         (
             {
@@ -189,6 +251,12 @@ async def test_blocks_become_parts() -> None:
             "'messages.0.content.0.source'",
         ),
         ({"system": [{"type": "text", "text": 1}]}, "'system.0.text'"),
+        ({"messages": HI, "tools": [{**LOOK, "type": "bash_20250124"}]}, "'tools.0.type'"),
+        ({"messages": HI, "tool_choice": {"type": "any"}}, "'tool_choice'"),
+        ({"messages": HI, "tools": [LOOK], "tool_choice": {"type": "all"}}, "'tool_choice'"),
+        ({"messages": HI, "thinking": {"type": "loud"}}, "'thinking.type'"),
+        ({"messages": HI, "output_format": {"type": "json_schema", "schema": {}}}, "'output_format'"),
+        ({"messages": HI, "output_config": {"format": {"type": "xml"}}}, "'output_config.format.type'"),
     ],
 )
 async def test_what_is_wrong_is_named(fields: dict[str, Any], place: str, path: str) -> None:
@@ -206,7 +274,6 @@ async def test_what_is_wrong_is_named(fields: dict[str, Any], place: str, path: 
         ({"max_tokens": 0}, "'max_tokens'"),
         ({"temperature": 1.5}, "'temperature'"),
         ({"stop_sequences": [""]}, "'stop_sequences'"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "'thinking'"),
     ],
 )
 async def test_what_is_wrong_with_sampling_is_named(fields: dict[str, Any], place: str) -> None:
@@ -255,7 +322,7 @@ async def test_silence_is_filled_with_pings_that_the_client_skips() -> None:
         async with gateway.http.stream("POST", PATH, json=_body(stream=True)) as response:
             lines = response.aiter_lines()
             names = [line async for line in _until(lines, "event: ping")]
-    assert names == ["event: message_start", "event: content_block_start", "event: ping"]
+    assert names == ["event: message_start", "event: ping"]
     await gateway.llm.cancelled.wait()
 
 
@@ -290,8 +357,126 @@ async def test_the_routers_errors_have_anthropics_shape(method: str, path: str, 
     assert response.status_code == status and response.json()["type"] == "error"
 
 
-@pytest.mark.parametrize("kind", ["disabled", "adaptive"])
-async def test_thinking_may_be_left_out(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "asked"), [("disabled", False), ("enabled", True), ("adaptive", None)])
+async def test_thinking_may_be_asked_for(kind: str, asked: bool | None) -> None:
     async with gateway_before() as gateway:
-        response = await gateway.post(_body(thinking={"type": kind}, metadata={"user_id": "u"}), PATH)
+        thinking = {"type": kind, "budget_tokens": 1024}
+        response = await gateway.post(_body(thinking=thinking, metadata={"user_id": "u"}), PATH)
+    (request,) = gateway.llm.requests
     assert response.status_code == 200
+    assert (request.thinking.enabled if request.HasField("thinking") else None) is asked
+
+
+@pytest.mark.parametrize(
+    ("choice", "asked"),
+    [
+        (None, pb.ToolUse()),
+        (
+            {"type": "any", "disable_parallel_tool_use": True},
+            pb.ToolUse(choice=pb.TOOL_CHOICE_REQUIRED, single_call=True),
+        ),
+        ({"type": "tool", "name": "look"}, pb.ToolUse(choice=pb.TOOL_CHOICE_NAMED, name="look")),
+        ({"type": "none"}, pb.ToolUse(choice=pb.TOOL_CHOICE_NONE)),
+    ],
+)
+async def test_tools_and_their_choice_are_passed_on(choice: Any, asked: pb.ToolUse) -> None:
+    async with gateway_before() as gateway:
+        await gateway.post(_body(tools=[LOOK], tool_choice=choice), PATH)
+    asked.tools.add(name="look", description="Looks.", parameters='{"type": "object"}')
+    assert gateway.llm.requests[0].tools == asked
+
+
+async def test_calls_and_their_results_become_messages() -> None:
+    text = {"type": "text", "text": "so?"}
+    results = [
+        {"type": "tool_result", "tool_use_id": "b", "content": "rested"},
+        {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "seen"}, IMAGE]},
+        {"type": "tool_result", "tool_use_id": "c", "is_error": True},
+    ]
+    calls = [{**CALL, "id": "a"}, {**CALL, "id": "b", "name": "rest", "input": {}}, {**CALL, "id": "c"}]
+    messages: list[Any] = [
+        *HI,
+        {"role": "assistant", "content": [{"type": "text", "text": "I look."}, *calls]},
+        {"role": "user", "content": [*results, text]},
+    ]
+    async with gateway_before() as gateway:
+        await gateway.anthropic.messages.create(model=MODEL, max_tokens=9, messages=messages, tools=[LOOK])
+    _, assistant, *answers, user = gateway.llm.requests[0].messages
+    assert [(call.name, call.arguments) for call in assistant.tool_calls] == [
+        ("look", '{"at": "é"}'),
+        ("rest", "{}"),
+        ("look", '{"at": "é"}'),
+    ]
+    assert assistant.parts[0].text == "I look." and {each.role for each in answers} == {"tool"}
+    assert [answer.parts[0].text for answer in answers] == ["seen", "rested", ""], "the calls' order"
+    assert [part.WhichOneof("part") for part in user.parts] == ["image", "text"] and user.role == "user"
+
+
+async def test_a_schema_is_passed_on() -> None:
+    config: Any = {"format": {"type": "json_schema", "schema": {"type": "object"}}, "effort": "low"}
+    async with gateway_before() as gateway:
+        await gateway.anthropic.messages.create(model=MODEL, max_tokens=9, messages=HI, output_config=config)
+    assert gateway.llm.requests[0].response_format.json_schema == '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("tools.0.function.parameters", "tools.0.input_schema"),
+        ("tool_choice.function.name", "tool_choice.name"),
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("messages.1.tool_calls.0.function.name", "messages.0.content.1.name"),
+        ("messages.2.content.0.text", "messages.1.content.0.content.1.text"),
+        ("messages.3.content.0.image_url.url", "messages.1.content.0.content.0.source"),
+        ("messages.3.content.1.text", "messages.1.content.1.text"),
+    ],
+)
+def test_paths_lead_back_to_the_blocks(path: str, place: str) -> None:
+    text = {"type": "text", "text": "a"}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [IMAGE, text]}
+    messages = [
+        {"role": "assistant", "content": [text, {**CALL, "id": "a"}]},
+        {"role": "user", "content": [result, text]},
+    ]
+    request = MessagesRequest.model_validate({"max_tokens": 1, "system": "s", "messages": messages})
+    assert adapt_messages(request)[1].param(path) == place
+
+
+async def test_tokens_of_tools_are_counted_by_a_request_that_is_given_up() -> None:
+    async with gateway_before(hangs_after(started(50))) as gateway:
+        count = await gateway.anthropic.messages.count_tokens(model=MODEL, messages=HI, tools=[LOOK])
+        await gateway.llm.cancelled.wait()
+    assert count.input_tokens == 50 and gateway.llm.requests[0].tools.tools[0].name == "look"
+
+
+async def test_the_official_tool_runner_does_without_threads() -> None:
+    """It asks for one, is told that there are none, and sends the whole conversation each time."""
+    answers = [
+        replies(
+            started(),
+            called(0, '{"at": "cat"}', "look"),
+            finished(reason=pb.FINISH_REASON_TOOL_CALLS),
+            usage(),
+        ),
+        says("a cat"),
+    ]
+
+    @anthropic.beta_async_tool
+    async def look(at: str) -> str:
+        """Looks."""
+        return f"seen: {at}"
+
+    def script(request: pb.GenerateRequest) -> Any:
+        return answers.pop(0)(request)
+
+    async with gateway_before(script) as gateway:
+        refused = await gateway.post(_body(thread={"type": "create"}), PATH)
+        runner = gateway.anthropic.beta.messages.tool_runner(
+            model=MODEL, max_tokens=9, messages=HI, tools=[look]
+        )
+        final = await runner.until_done()
+    assert refused.json()["error"]["details"]["error_code"] == "thread_unsupported_request"
+    assert final.content[0].type == "text" and final.content[0].text == "a cat"
+    first, second = gateway.llm.requests
+    assert [message.role for message in second.messages] == ["user", "assistant", "tool"]
+    assert second.messages[2].parts[0].text == "seen: cat" and second.tools == first.tools

@@ -46,9 +46,9 @@ class Caller:
         lines = self.metrics.page().decode().splitlines()
         return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + " ")), None)
 
-    def answered_id(self) -> str:
+    def answered_id(self, header: bytes = b"x-request-id") -> str:
         headers = dict(self.sent[0]["headers"])
-        return str(headers[b"x-request-id"].decode())
+        return str(headers[header].decode())
 
     async def _receive(self) -> Message:
         return {"type": "http.request", "body": b""}
@@ -68,6 +68,15 @@ async def test_an_id_that_is_missing_or_unsafe_is_made(request_id: str | None) -
     caller = Caller(answers)
     await caller.call(request_id)
     assert len(caller.answered_id()) == 32 and caller.answered_id().isalnum()
+
+
+async def test_anthropics_clients_find_the_id_where_they_look_for_it() -> None:
+    caller = Caller(answers)
+    await caller.call("mine-1", path="/v1/messages/count_tokens")
+    assert caller.answered_id(b"request-id") == caller.answered_id() == "mine-1"
+    other = Caller(answers)
+    await other.call("mine-1", path="/v1/chat/completions")
+    assert b"request-id" not in dict(other.sent[0]["headers"])
 
 
 async def test_what_the_server_put_into_the_state_stays() -> None:

@@ -14,6 +14,7 @@ from protos import language_model_pb2 as pb
 from protos.errors import ContextLengthExceeded, InvalidRequest, ModelError
 from tests.gateway.scripted import (
     MODEL,
+    called,
     delta,
     finished,
     gateway_before,
@@ -21,6 +22,7 @@ from tests.gateway.scripted import (
     replies,
     says,
     started,
+    thought,
     usage,
 )
 
@@ -106,6 +108,51 @@ async def test_an_answer_cut_short_is_incomplete() -> None:
     assert events[-2]["item"]["status"] == "incomplete"
 
 
+def _thinks_and_calls() -> Any:
+    pieces = (called(0, name="look"), called(0, '{"at":'), called(0, ' "cat"}'), called(1, "{}", "rest"))
+    end = finished(reason=pb.FINISH_REASON_TOOL_CALLS)
+    return replies(started(), thought("hm"), thought("!"), delta("I look."), *pieces, end, usage())
+
+
+async def test_thoughts_texts_and_calls_are_items() -> None:
+    async with gateway_before(_thinks_and_calls()) as gateway:
+        response = await gateway.openai.responses.create(model=MODEL, input="hi")
+    reasoning, message, look, rest = response.output
+    assert reasoning.type == "reasoning" and reasoning.content is not None
+    assert [part.text for part in reasoning.content] == ["hm!"] and reasoning.summary == []
+    assert message.type == "message" and response.output_text == "I look."
+    assert look.type == "function_call" and (look.name, look.arguments) == ("look", '{"at": "cat"}')
+    assert rest.type == "function_call" and (rest.name, rest.arguments) == ("rest", "{}")
+    assert look.call_id != rest.call_id and response.status == "completed"
+    assert len({item.id for item in response.output}) == 4
+
+
+async def test_official_stream_helper_follows_thoughts_and_calls() -> None:
+    async with (
+        gateway_before(_thinks_and_calls()) as gateway,
+        gateway.openai.responses.stream(model=MODEL, input="hi") as stream,
+    ):
+        events = [event async for event in stream]
+        final = await stream.get_final_response()
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert kinds[2:6] == ["output_item.added", "content_part.added", *["reasoning_text.delta"] * 2]
+    assert kinds[6:9] == ["reasoning_text.done", "content_part.done", "output_item.done"]
+    call = ["output_item.added", *["function_call_arguments.delta"] * 2, "function_call_arguments.done"]
+    assert kinds[15:20] == [*call, "output_item.done"]
+    (done, _) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert (done.name, done.arguments, done.output_index) == ("look", '{"at": "cat"}', 2)
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert final.output[2].arguments == done.arguments  # type: ignore[union-attr]
+
+
+async def test_a_call_cut_short_is_incomplete() -> None:
+    script = replies(started(), called(0, '{"a', "f"), finished(reason=pb.FINISH_REASON_LENGTH), usage())
+    async with gateway_before(script) as gateway:
+        response = await gateway.openai.responses.create(model=MODEL, input="hi")
+    (call,) = response.output
+    assert call.type == "function_call" and (call.status, response.status) == ("incomplete", "incomplete")
+
+
 async def test_a_conversation_with_a_picture_becomes_messages() -> None:
     items: list[Any] = [
         {"role": "developer", "content": "Be brief"},
@@ -135,6 +182,106 @@ async def test_a_conversation_with_a_picture_becomes_messages() -> None:
     assert messages[2].parts[0].text == "a cat"
 
 
+LOOK: dict[str, Any] = {
+    "type": "function",
+    "name": "look",
+    "description": "Looks.",
+    "parameters": {"type": "object", "properties": {}},
+    "strict": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "asked"),
+    [
+        (None, pb.ToolUse(choice=pb.TOOL_CHOICE_AUTO)),
+        ("required", pb.ToolUse(choice=pb.TOOL_CHOICE_REQUIRED)),
+        ({"type": "function", "name": "look"}, pb.ToolUse(choice=pb.TOOL_CHOICE_NAMED, name="look")),
+        (
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "look"}]},
+            pb.ToolUse(choice=pb.TOOL_CHOICE_AUTO, allowed=["look"]),
+        ),
+    ],
+)
+async def test_tools_and_their_choice_are_passed_on_and_echoed(choice: Any, asked: pb.ToolUse) -> None:
+    async with gateway_before() as gateway:
+        body = _body(tools=[LOOK], tool_choice=choice, parallel_tool_calls=False)
+        response = (await gateway.post(body, PATH)).json()
+    asked.tools.add(name="look", description="Looks.", parameters=json.dumps(LOOK["parameters"]))
+    asked.single_call = True
+    assert gateway.llm.requests[0].tools == asked
+    assert response["tools"] == [LOOK] and response["parallel_tool_calls"] is False
+    assert response["tool_choice"] == (choice or "auto")
+
+
+async def test_calls_and_their_outputs_become_messages() -> None:
+    items: list[Any] = [
+        {"role": "user", "content": "look"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"},
+        {"type": "function_call", "call_id": "b", "name": "rest", "arguments": '{"s":1}'},
+        {"type": "function_call_output", "call_id": "b", "output": "rested"},
+        {
+            "type": "function_call_output",
+            "call_id": "a",
+            "output": [
+                {"type": "input_text", "text": "seen"},
+                {"type": "input_image", "image_url": PNG_URI},
+            ],
+        },
+        {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+    ]
+    async with gateway_before() as gateway:
+        await gateway.openai.responses.create(model=MODEL, input=items)
+    messages = gateway.llm.requests[0].messages
+    assert [each.role for each in messages] == ["user", "assistant", "tool", "tool", "user", "assistant"]
+    calls = [(call.name, call.arguments) for call in messages[1].tool_calls]
+    assert calls == [("look", "{}"), ("rest", '{"s":1}')] and messages[1].parts[0].text == "I look."
+    assert [message.parts[0].text for message in messages[2:4]] == ["seen", "rested"], "the calls' order"
+    assert messages[4].parts[0].image.data == PNG
+    assert [call.name for call in messages[5].tool_calls] == ["look"]
+
+
+async def test_a_schema_and_an_effort_are_passed_on() -> None:
+    schema = {"type": "object"}
+    text: Any = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
+    async with gateway_before() as gateway:
+        response = await gateway.openai.responses.create(
+            model=MODEL, input="hi", text=text, reasoning={"effort": "low"}
+        )
+    (request,) = gateway.llm.requests
+    assert request.response_format.json_schema == json.dumps(schema) and request.thinking.enabled
+    assert response.text is not None and response.text.model_dump()["format"]["name"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("tools.tools[0].parameters", "tools.0.parameters"),
+        ("tools.name", "tool_choice.name"),
+        ("response_format.json_schema", "text.format.schema"),
+        ("messages[1].parts[0].image.data", "input.0.output.0.image_url"),
+    ],
+)
+async def test_what_the_model_refuses_is_named(field: str, param: str) -> None:
+    items = [
+        {
+            "type": "function_call_output",
+            "call_id": "a",
+            "output": [{"type": "input_image", "image_url": PNG_URI}],
+        }
+    ]
+    body = {
+        "model": MODEL,
+        "input": items,
+        "tools": [LOOK],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+    }
+    async with gateway_before(replies(InvalidRequest("bad", field=field))) as gateway:
+        status, _, place, _ = await gateway.error(body, PATH)
+    assert (status, place) == (400, param)
+
+
 async def test_logprobs_come_when_included() -> None:
     entry = pb.Logprob(token_id=1, logprob=-0.5, text="a", raw=b"a")
     script = replies(
@@ -156,7 +303,18 @@ async def test_logprobs_come_when_included() -> None:
     [
         ({"input": []}, "invalid_value", "input"),
         ({"input": 1}, "invalid_value", "input"),
-        ({"input": [{"type": "function_call"}]}, "unsupported_value", "input.0"),
+        ({"input": [{"type": "web_search_call"}]}, "unsupported_value", "input.0"),
+        ({"input": [{"type": "function_call"}]}, "missing_required_parameter", "input.0.call_id"),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": 1}]},
+            "invalid_value",
+            "input.0.output",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "sound"}]}]},
+            "unsupported_content_part",
+            "input.0.output.0.type",
+        ),
         ({"input": [{"role": "user", "content": 1}]}, "invalid_value", "input.0.content"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://x/"}]}]},
@@ -176,9 +334,16 @@ async def test_logprobs_come_when_included() -> None:
         ({"prompt": {"id": "p"}}, "unsupported_value", "prompt"),
         ({"background": True}, "invalid_value", "background"),
         ({"truncation": "auto"}, "invalid_value", "truncation"),
-        ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "web_search"}]}, "invalid_value", "tools.0.type"),
+        ({"tools": [{"type": "function", "name": "two words"}]}, "invalid_value", "tools.0.name"),
         ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ({"tool_choice": "loud"}, "invalid_value", "tool_choice"),
         ({"n": 2}, "unsupported_parameter", "n"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n"}}},
+            "missing_required_parameter",
+            "text.format.schema",
+        ),
         ({"text": {"format": {"type": "xml"}}}, "unsupported_response_format", "text.format.type"),
         ({"reasoning": {"effort": "huge"}}, "invalid_value", "reasoning.effort"),
         ({"model": "other"}, "model_not_found", "model"),
