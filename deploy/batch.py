@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import TextIO
 
+from deploy.api_key import add_key_arguments, api_key_of
 from deploy.batch_file import BatchFileError, BatchInput, BatchOutput, BatchResult
 from deploy.batch_runner import BatchRunner, GatewayLost
 from deploy.cli import UsageError
@@ -30,7 +32,7 @@ class BatchCommand:
             help="results, one a line, as they come; requests whose custom_id it has are skipped",
         )
         parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1", help="default: %(default)s")
-        parser.add_argument("--api-key-file", type=Path, metavar="PATH", help="file that holds the API key")
+        add_key_arguments(parser)
         parser.add_argument(
             "--concurrency",
             type=int,
@@ -60,12 +62,11 @@ class BatchCommand:
 
 def make_runner(arguments: argparse.Namespace) -> BatchRunner:
     """Raises OSError when the key cannot be read."""
-    key_file: Path | None = arguments.api_key_file
     return BatchRunner(
         arguments.base_url,
         concurrency=arguments.concurrency,
         max_attempts=arguments.max_attempts,
-        api_key=key_file.read_text(encoding="utf-8").strip() if key_file is not None else "",
+        api_key=api_key_of(arguments, os.environ),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import readline  # noqa: F401  (gives input() line editing and history)
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from deploy.api_key import add_key_arguments, api_key_of
 from deploy.cli import UsageError
 from deploy.completions import VIDEO_TYPES, CompletionError, Completions, Message, user_message
 from deploy.embedded import EMBEDDED_MODEL_NAME, EMBEDDED_MODEL_NOTE
@@ -73,6 +75,7 @@ class ChatCommand:
             help="pictures, videos and PDFs for the first message; with a question: answer it and end",
         )
         parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1", help="default: %(default)s")
+        add_key_arguments(parser)
         parser.add_argument("--model", help="id of the model (default: the first that the gateway names)")
         parser.add_argument("--system", metavar="TEXT", help="system message")
         parser.add_argument("--max-tokens", type=int, metavar="INT", help="most tokens of an answer")
@@ -83,23 +86,27 @@ class ChatCommand:
 
     def run(self, arguments: argparse.Namespace) -> int:
         files, question = sort_words(arguments.words)
-        client = Completions(arguments.base_url)
         try:
-            model = arguments.model or client.models()[0]
-            chat = Chat(client, model, sys.stdout, arguments.system, **options_of(arguments))
-            chat.files = files
-            if question is not None:
-                chat.ask(question)
-            else:
-                if model == EMBEDDED_MODEL_NAME:
-                    note(EMBEDDED_MODEL_NOTE)
-                converse(chat, typed_lines(sys.stdin), note)
+            key = api_key_of(arguments, os.environ)
+            with contextlib.closing(Completions(arguments.base_url, api_key=key)) as client:
+                _run(client, arguments, files, question)
         except (CompletionError, OSError) as error:
             note(f"tessera chat: {error}")
             return 1
-        finally:
-            client.close()
         return 0
+
+
+def _run(client: Completions, arguments: argparse.Namespace, files: list[Path], question: str | None) -> None:
+    """Raises CompletionError, OSError."""
+    model = arguments.model or client.models()[0]
+    chat = Chat(client, model, sys.stdout, arguments.system, **options_of(arguments))
+    chat.files = files
+    if question is not None:
+        chat.ask(question)
+        return
+    if model == EMBEDDED_MODEL_NAME:
+        note(EMBEDDED_MODEL_NOTE)
+    converse(chat, typed_lines(sys.stdin), note)
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:

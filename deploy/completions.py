@@ -45,8 +45,13 @@ class Piece:
 class Completions:
     """`base_url` ends in /v1, as in the official client."""
 
-    def __init__(self, base_url: str, transport: httpx.BaseTransport | None = None) -> None:
-        self._http = httpx.Client(base_url=base_url.rstrip("/") + "/", timeout=TIMEOUT, transport=transport)
+    def __init__(
+        self, base_url: str, transport: httpx.BaseTransport | None = None, *, api_key: str = ""
+    ) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(
+            base_url=base_url.rstrip("/") + "/", headers=headers, timeout=TIMEOUT, transport=transport
+        )
 
     def close(self) -> None:
         self._http.close()

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_address
 
 from encoder_service.fetch_limits import FetchLimits
@@ -35,17 +35,18 @@ Resolve = Callable[[str], Awaitable[Sequence[str]]]
 Connect = Callable[[Address, int, str | None], Awaitable[Connection]]
 
 
-class ByteBudget:
-    """Bytes that the fetched media of one stream may still have, for all its fetches together."""
+class FetchBudget:
+    """What the fetches of one stream may take together: bytes in all, and places at a time."""
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int, num_places: int = 1) -> None:
         self.left = num_bytes
+        self.places = asyncio.Semaphore(num_places)
 
 
 class _Allowance:
     """The bytes of one medium, charged to its stream's budget as they come."""
 
-    def __init__(self, max_bytes: int, budget: ByteBudget) -> None:
+    def __init__(self, max_bytes: int, budget: FetchBudget) -> None:
         self._left = max_bytes
         self._budget = budget
 
@@ -78,7 +79,11 @@ class MediaFetcher:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch(self, text: str, max_bytes: int, budget: ByteBudget, field: str) -> bytes:
+    def budget(self, num_bytes: int) -> FetchBudget:
+        """Of one stream: at most half of all places, or a request of slow URLs would shut out all others."""
+        return FetchBudget(num_bytes, max(self._limits.max_fetches // 2, 1))
+
+    async def fetch(self, text: str, max_bytes: int, budget: FetchBudget, field: str) -> bytes:
         """What the URL names, of at most `max_bytes` and what is left of `budget`.
 
         Raises:
@@ -86,7 +91,7 @@ class MediaFetcher:
             Overloaded: others take all places.
         """
         url = self._allowed(text, field)
-        async with self._place():
+        async with self._place(budget):
             try:
                 async with asyncio.timeout(self._limits.fetch_timeout_s):
                     return await self._follow(url, _Allowance(max_bytes, budget))
@@ -117,17 +122,16 @@ class MediaFetcher:
         return None if self._limits.allows(url.host) else "this server fetches nothing from the URL's host"
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._limits.fetch_timeout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            message = f"{self._limits.max_fetches} media are being fetched already"
-            raise Overloaded(message, retry_after_s=RETRY_AFTER_S) from None
-        try:
+    async def _place(self, budget: FetchBudget) -> AsyncIterator[None]:
+        async with AsyncExitStack() as places:
+            try:
+                async with asyncio.timeout(self._limits.fetch_timeout_s):
+                    await places.enter_async_context(budget.places)
+                    await places.enter_async_context(self._places)
+            except TimeoutError:
+                message = "too many media are being fetched already"
+                raise Overloaded(message, retry_after_s=RETRY_AFTER_S) from None
             yield
-        finally:
-            self._places.release()
 
     async def _follow(self, url: MediaUrl, allowance: _Allowance) -> bytes:
         for _ in range(self._limits.max_redirects + 1):

@@ -19,8 +19,9 @@ _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>/[\x21\x22\x24-\x3e\x40-\x5b\x5d-\x7e]*)?(?P<query>\?[\x21\x22\x24-\x5b\x5d-\x7e]*)?"
     r"(?:#[\x21-\x5b\x5d-\x7e]*)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,  # without it a long s and the Kelvin sign are letters, too
 )
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE | re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # A resolver takes such an end for a number in some base, and the whole for an IPv4 address.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -50,10 +51,18 @@ class MediaUrl:
         Raises:
             BadUrl: it is no URL, or leads from https to http.
         """
-        target = parse_media_url(urljoin(f"{self.scheme}://{self.authority}{self.target}", location))
+        target = parse_media_url(self._absolute(location))
         if self.scheme == "https" and target.scheme != "https":
             raise BadUrl("the redirect leads from https to http")
         return target
+
+    def _absolute(self, location: str) -> str:
+        """Only what has no host of its own goes through another parser."""
+        if _SCHEME.match(location):
+            return location
+        if location.startswith("//"):
+            return f"{self.scheme}:{location}"
+        return urljoin(f"{self.scheme}://{self.authority}{self.target}", location)
 
 
 def parse_media_url(text: str) -> MediaUrl:

@@ -51,4 +51,6 @@ _NOT_PUBLIC_6 = tuple(
 def is_public(address: Address) -> bool:
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
+    if address.scope_id is not None:  # of one link
+        return False
     return address in _UNICAST_6 and not any(address in network for network in _NOT_PUBLIC_6)

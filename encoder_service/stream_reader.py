@@ -8,7 +8,7 @@ from functools import partial
 
 from encoder_service.from_proto import AnnouncedMedium
 from encoder_service.headers import HeaderReader
-from encoder_service.media_fetcher import ByteBudget, MediaFetcher
+from encoder_service.media_fetcher import FetchBudget, MediaFetcher
 from encoder_service.medium import Medium
 from encoder_service.rings import SlotLease
 from encoder_service.tile_stream import MAX_WAITING_GRANTS, GrantedTile, TileStream
@@ -72,7 +72,7 @@ class StreamReader:
             InvalidRequest: a medium is refused: the first that is, once all have come.
         """
         fingerprint = self._fingerprints[payload_dtype]
-        budget = ByteBudget(self._max_stream_bytes - sum(medium.num_bytes for medium in announced))
+        budget = self._fetcher.budget(self._max_stream_bytes - sum(medium.num_bytes for medium in announced))
         adding: list[asyncio.Task[None]] = []
         try:
             for index, medium in enumerate(announced):
@@ -92,7 +92,7 @@ class StreamReader:
             await asyncio.gather(*adding, return_exceptions=True)
 
     async def _fetch(
-        self, medium: AnnouncedMedium, budget: ByteBudget, fingerprint: bytes, field: str
+        self, medium: AnnouncedMedium, budget: FetchBudget, fingerprint: bytes, field: str
     ) -> Medium:
         data = await self._fetcher.fetch(medium.url, medium.max_bytes, budget, field)
         return await self._headers.read(medium, data, fingerprint, field)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from starlette.datastructures import Headers, State
+from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access_config import AccessConfig
 from gateway.api_keys import ApiKey, KeyRing, load_keys
@@ -24,6 +25,13 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 # The page's files are the same everywhere; what the page asks for needs the key that its user types in.
 PAGE_FILES = "/page/"
 CORS_MAX_AGE_S = 600
+# OpenAI's names: https://platform.openai.com/docs/guides/rate-limits
+_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{field}-{name}"
+    for name in ("requests", "tokens")
+    for field in ("limit", "remaining", "reset")
+)
+_READABLE_HEADERS = (REQUEST_ID_KEY, "retry-after", "x-should-retry", *_LIMIT_HEADERS)
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +70,7 @@ def access_middleware(config: GatewayConfig, keys: KeyRing) -> list[Middleware]:
                 allow_origins=list(config.access.cors_origins),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[REQUEST_ID_KEY, "retry-after"],
+                expose_headers=list(_READABLE_HEADERS),
                 max_age=CORS_MAX_AGE_S,
             )
         )
@@ -92,6 +100,7 @@ class AccessMiddleware:
             await error_response(Unauthorized(), scope)(scope, receive, send)
             return
         caller = self._callers.setdefault(key.name, Caller(self._config, self._share))
+        send = _telling_limits(caller, send)
         try:
             caller.enter()
         except RateLimited as error:
@@ -110,6 +119,29 @@ class AccessMiddleware:
         bearer = token.strip() if scheme.lower() == "bearer" else ""
         found = [self._keys.find(presented) for presented in (bearer, headers.get("x-api-key", ""))]
         return found[0] or found[1]
+
+
+def _telling_limits(caller: Caller, send: Send) -> Send:
+    """Answers say what is left of the key's limits; those without any are left as they are."""
+
+    async def send_with_limits(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for allowance in caller.allowances():
+                headers[f"x-ratelimit-limit-{allowance.name}"] = str(allowance.limit)
+                headers[f"x-ratelimit-remaining-{allowance.name}"] = str(allowance.remaining)
+                headers[f"x-ratelimit-reset-{allowance.name}"] = duration(allowance.reset_s)
+        await send(message)
+
+    return send_with_limits if caller.allowances() else send
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it, never too short: `120ms`, `1s`, `6m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms" if seconds > 0 else "0s"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def _is_open(path: str) -> bool:

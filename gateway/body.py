@@ -15,6 +15,9 @@ async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> 
     Raises:
         RequestError: 413 before anything is read where Content-Length says enough, 415, 408.
     """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        message = "The request body must not be compressed."
+        raise RequestError(message, code="unsupported_media_type", status=415)
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
         message = "The content type must be application/json."

@@ -19,6 +19,7 @@ from gateway.schema import (
     ImagePart,
     ImageUrl,
     InputFilePart,
+    MmProcessorKwargs,
     RefusalPart,
     TextPart,
     VideoOptions,
@@ -106,6 +107,17 @@ class MediaLimits:
     max_upload_bytes: int = 0  # of a video or document that goes apart; 0: none does
 
 
+@dataclass(frozen=True)
+class MediaDefaults:
+    """What holds for parts that leave it open."""
+
+    video: VideoOptions = VideoOptions()
+    picture: MmProcessorKwargs = MmProcessorKwargs()
+
+
+NO_DEFAULTS = MediaDefaults()
+
+
 def media_limits(model: ModelInfo, max_images: int, max_bytes: int) -> MediaLimits:
     """The tighter of what the gateway and the model allow."""
     return MediaLimits(
@@ -117,15 +129,17 @@ def media_limits(model: ModelInfo, max_images: int, max_bytes: int) -> MediaLimi
 
 
 async def read_conversation(
-    messages: Sequence[ChatMessage], limits: MediaLimits, defaults: VideoOptions | None = None
+    messages: Sequence[ChatMessage], limits: MediaLimits, defaults: MediaDefaults = NO_DEFAULTS
 ) -> tuple[Turn, ...]:
-    """Decode the media and join neighbouring texts.  `defaults` are for videos that leave them open.
+    """Decode the media and join neighbouring texts.
 
     Answers of tools come in the order of their calls: templates show no ids.
 
     Raises:
         RequestError: a medium outside a user message, too many of them, or one that is malformed.
     """
+    _check_tiles("max_dynamic_patch", defaults.picture.max_dynamic_patch, "mm_processor_kwargs", limits)
+    _check_tiles("min_dynamic_patch", defaults.picture.min_dynamic_patch, "mm_processor_kwargs", limits)
     _check_media(messages, limits)
     turns, budget = [], limits.max_bytes
     for index in _in_call_order(messages):
@@ -135,7 +149,7 @@ async def read_conversation(
             if isinstance(part, Text):
                 _append_text(parts, part)
                 continue
-            medium = await _read_medium(part, param, limits, budget, defaults or VideoOptions())
+            medium = await _read_medium(part, param, limits, budget, defaults)
             budget -= 0 if is_upload(medium) else len(medium.data)
             parts.append(medium)
         calls = (Call(call.function.name, call.function.arguments) for call in message.calls)
@@ -223,12 +237,12 @@ def _append_text(parts: list[Text | Medium], text: Text) -> None:
 
 
 async def _read_medium(
-    part: _MediaParts, param: str, limits: MediaLimits, budget: int, defaults: VideoOptions
+    part: _MediaParts, param: str, limits: MediaLimits, budget: int, defaults: MediaDefaults
 ) -> Medium:
     if isinstance(part, ImagePart):
-        return await _read_picture(part, param, limits, budget)
+        return await _read_picture(part, param, limits, budget, defaults.picture)
     if isinstance(part, VideoPart):
-        return await _read_clip(part, param, limits, budget, defaults)
+        return await _read_clip(part, param, limits, budget, defaults.video)
     return await _read_document(part, param, limits, budget)
 
 
@@ -282,19 +296,25 @@ async def _upload(data: bytes, limits: MediaLimits, budget: int) -> bytes:
     return (await asyncio.to_thread(hashlib.sha256, data)).digest()
 
 
-async def _read_picture(part: ImagePart, param: str, limits: MediaLimits, budget: int) -> Picture:
+async def _read_picture(
+    part: ImagePart, param: str, limits: MediaLimits, budget: int, defaults: MmProcessorKwargs
+) -> Picture:
     url_param = f"{param}.image_url.url" if isinstance(part.image_url, ImageUrl) else f"{param}.image_url"
-    min_tiles, max_tiles = _tiles(part.image, f"{param}.image_url", limits)
+    min_tiles, max_tiles = _tiles(part.image, f"{param}.image_url", limits, defaults)
     is_url = is_web_url(part.image.url, url_param)
     data = b"" if is_url else await decode_data_uri(part.image.url, url_param, budget)
     url = part.image.url if is_url else ""
-    return Picture(data, param, url_param, min_tiles, max_tiles, part.image.use_thumbnail, url)
+    thumbnail = part.image.use_thumbnail if part.image.use_thumbnail is not None else defaults.use_thumbnail
+    return Picture(data, param, url_param, min_tiles, max_tiles, thumbnail, url)
 
 
-def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None, int | None]:
+def _tiles(
+    image: ImageUrl, param: str, limits: MediaLimits, defaults: MmProcessorKwargs
+) -> tuple[int | None, int | None]:
     """(min_tiles, max_tiles): explicit numbers win over `detail`; None is the checkpoint's default.
 
-    "high" and "original" are that default too: it is the most tiles that the model was trained with.
+    "high" and "original" are that default too: it is the most tiles that the model was trained with.  What
+    neither says the request's own defaults say.
     """
     lowest, highest = image.min_dynamic_patch, image.max_dynamic_patch
     _check_tiles("max_dynamic_patch", highest, param, limits)
@@ -306,6 +326,19 @@ def _tiles(image: ImageUrl, param: str, limits: MediaLimits) -> tuple[int | None
             f"Invalid value for '{param}.min_dynamic_patch': must be at most the most tiles, {highest}.",
             param=f"{param}.min_dynamic_patch",
         )
+    if image.detail in ("high", "original"):
+        return lowest, highest
+    return _completed(lowest, highest, defaults.min_dynamic_patch, defaults.max_tiles)
+
+
+def _completed(
+    lowest: int | None, highest: int | None, default_lowest: int | None, default_highest: int | None
+) -> tuple[int | None, int | None]:
+    """A default gives way to what the part itself says at the other end."""
+    if highest is None and default_highest is not None:
+        highest = max(default_highest, lowest or 1)
+    if lowest is None and default_lowest is not None:
+        lowest = default_lowest if highest is None else min(default_lowest, highest)
     return lowest, highest
 
 

@@ -18,14 +18,14 @@ from gateway.affinity import conversation_key, prompt_key
 from gateway.body import read_json_body
 from gateway.completions_schema import CompletionRequest
 from gateway.config import GatewayConfig
-from gateway.conversation import Turn, media_limits, read_conversation
+from gateway.conversation import MediaDefaults, Turn, media_limits, read_conversation
 from gateway.errors import ModelNotFound, RequestError
 from gateway.events import Batches, Event
 from gateway.llm_client import LLMClient
 from gateway.metrics import AnswerTimer, GatewayMetrics
 from gateway.model_info import ModelInfo
 from gateway.parsing import Model, parse_request
-from gateway.schema import ChatCompletionRequest, unknown_keys
+from gateway.schema import ChatCompletionRequest, MmProcessorKwargs, VideoOptions, unknown_keys
 from gateway.translate import generate_request, param_of, prompt_param_of, prompt_request, uploads_of
 from protos.errors import ContextLengthExceeded, InvalidRequest, NotFound, ServingError, Unavailable
 from protos.options import MAX_MESSAGE_BYTES
@@ -86,8 +86,7 @@ class Generator:
     async def turns(self, chat: ChatCompletionRequest, model: ModelInfo) -> tuple[Turn, ...]:
         """The conversation with its media decoded from base64; raises RequestError."""
         limits = media_limits(model, self._config.max_images, MAX_MESSAGE_BYTES)
-        defaults = None if chat.media_io_kwargs is None else chat.media_io_kwargs.video
-        return await read_conversation(chat.messages, limits, defaults)
+        return await read_conversation(chat.messages, limits, _media_defaults(chat))
 
     def answer_chat(
         self,
@@ -163,11 +162,17 @@ class Generator:
             raise reword(error) from None
 
     def _note_unknown(self, extra: Mapping[str, Any]) -> None:
-        for key in unknown_keys(extra):
-            self._metrics.ignored_keys.inc()
+        unknown = unknown_keys(extra)
+        self._metrics.ignored_keys.inc(len(unknown))
+        for key in unknown[:_MAX_LOGGED_KEYS]:
             if key not in self._logged_keys and len(self._logged_keys) < _MAX_LOGGED_KEYS:
                 self._logged_keys.add(key)
                 log.warning("ignoring the unknown request key %r", key[:64])
+
+
+def _media_defaults(chat: ChatCompletionRequest) -> MediaDefaults:
+    video = chat.media_io_kwargs and chat.media_io_kwargs.video
+    return MediaDefaults(video or VideoOptions(), chat.mm_processor_kwargs or MmProcessorKwargs())
 
 
 class Collector(Protocol):

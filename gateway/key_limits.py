@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from gateway.access_config import AccessConfig
 from gateway.errors import RateLimited
@@ -12,6 +13,16 @@ from gateway.events import Delta, Event, Started
 Clock = Callable[[], float]
 # For a slot there is no time to tell.
 CONCURRENCY_RETRY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What is left of a minute's worth."""
+
+    name: str  # "requests" or "tokens"
+    limit: int
+    remaining: int
+    reset_s: float  # until all of it is there again
 
 
 class Bucket:
@@ -32,6 +43,10 @@ class Bucket:
 
     def take(self, amount: float) -> None:
         self._level -= amount
+
+    def allowance(self, name: str) -> Allowance:
+        reset_s = self.wait_s(self._per_minute)
+        return Allowance(name, int(self._per_minute), max(0, int(self._level)), reset_s)
 
 
 class Caller:
@@ -63,6 +78,11 @@ class Caller:
 
     def leave(self) -> None:
         self.num_running -= 1
+
+    def allowances(self) -> list[Allowance]:
+        """Of each limit a minute, as far as this process knows."""
+        buckets = {"requests": self._requests, "tokens": self._tokens}
+        return [bucket.allowance(name) for name, bucket in buckets.items() if bucket is not None]
 
     def charge(self, events: Sequence[Event]) -> None:
         """Tokens as they come: a client that leaves before the end has had them, too."""

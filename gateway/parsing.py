@@ -34,10 +34,18 @@ _OWN = {
     "stop",
     "logit_bias",
     "cache_salt",
+    "tiles",
     "schema_type",
     "formats",
     "json_size",
 }
+# Small objects and arrays take a hundred times as long to read and check as the bytes of a picture.  Bodies
+# below the threshold are not worth counting.
+COUNT_ABOVE_BYTES = 2 << 20
+MAX_CONTAINERS = 1 << 16
+# What is neither takes longer to count, and less to read.
+COUNT_ALL_ABOVE_BYTES = 16 << 20
+MAX_ELEMENTS = 4 << 20
 # Errors whose kind is the code that clients know.
 _CODES = {"previous_response_not_found", THREAD_UNSUPPORTED}
 # A part is refused for its type, which is one step below the place where the union failed.
@@ -119,10 +127,31 @@ def _invalid(param: str, text: str, code: str = "invalid_value") -> RequestError
 
 def _json(body: bytes) -> Any:
     """Apart from the checks: pydantic would copy what it hands to each discriminator, pictures included."""
+    _check_density(body)
     try:
         return from_json(body)
     except ValueError as error:
         raise RequestError(_json_message(str(error)), code="invalid_json") from None
+
+
+def _check_density(body: bytes) -> None:
+    """Raises RequestError; marks within strings count, too."""
+    if len(body) <= COUNT_ABOVE_BYTES:
+        return
+    has_too_many = any(_has_more(body, mark, MAX_CONTAINERS) for mark in (b"{", b"["))
+    if has_too_many or (len(body) > COUNT_ALL_ABOVE_BYTES and body.count(b",") > MAX_ELEMENTS):
+        message = "The request body has too many elements."
+        raise RequestError(message, code="request_too_large", status=413)
+
+
+def _has_more(body: bytes, mark: bytes, most: int) -> bool:
+    """By `find`, which passes over a picture ten times as fast as `count`."""
+    at = -1
+    for _ in range(most + 1):
+        at = body.find(mark, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 def _request_error(error: ErrorDetails) -> RequestError:

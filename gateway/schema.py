@@ -28,6 +28,8 @@ from gateway.tool_schema import CalledFunction, CalledTool, ToolFields
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 4096
+MAX_STOP_TOKENS = 1024
 MAX_CACHE_SALT_BYTES = 1024
 _UINT32_MAX = 2**32 - 1
 _INT31 = 2**31
@@ -256,7 +258,7 @@ class SamplingFields(StrictModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Annotated[list[str] | None, WithJsonSchema(_STOP_SCHEMA)] = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
     max_tokens: PositiveInt | None = None
     min_tokens: TokenId | None = None
     min_new_tokens: TokenId | None = None  # LMDeploy's word for min_tokens
@@ -281,6 +283,14 @@ class SamplingFields(StrictModel):
             raise PydanticCustomError("stop", "must not contain an empty string")
         return stop
 
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _check_number(cls, bias: Any) -> Any:
+        """Before any is looked at: each fault would be kept."""
+        if isinstance(bias, Mapping) and len(bias) > MAX_BIASES:
+            raise PydanticCustomError("logit_bias", f"must have at most {MAX_BIASES} token ids")
+        return bias
+
     @field_validator("logit_bias")
     @classmethod
     def _check_token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
@@ -303,6 +313,28 @@ class MediaIoKwargs(StrictModel):
     model_config = ConfigDict(extra="forbid")
 
     video: VideoOptions | None = None
+
+
+class MmProcessorKwargs(StrictModel):
+    """vLLM's and LMDeploy's options for all pictures; those in a part win, and so does `detail`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_dynamic_patch: PositiveInt | None = None
+    min_dynamic_patch: PositiveInt | None = None
+    use_thumbnail: bool | None = None
+    dynamic_image_size: bool | None = None  # false: one tile
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MmProcessorKwargs:
+        if self.max_tiles is not None and (self.min_dynamic_patch or 1) > self.max_tiles:
+            text = f"must have a min_dynamic_patch of at most {self.max_tiles}"
+            raise PydanticCustomError("tiles", text)
+        return self
+
+    @property
+    def max_tiles(self) -> int | None:
+        return 1 if self.dynamic_image_size is False else self.max_dynamic_patch
 
 
 class ChatTemplateKwargs(StrictModel):
@@ -344,6 +376,7 @@ class ChatCompletionRequest(SamplingFields, FormatFields, ToolFields, ThinkingFi
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     service_tier: str | None = None
     media_io_kwargs: MediaIoKwargs | None = None
+    mm_processor_kwargs: MmProcessorKwargs | None = None
 
 
 # Key -> values that ask for nothing; any other value is refused, unless the body has a field of that name.

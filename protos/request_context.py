@@ -12,7 +12,7 @@ import grpc
 REQUEST_ID_KEY = "x-request-id"
 # Passed on unchanged from call to call: https://www.w3.org/TR/trace-context/
 TRACE_KEYS = ("traceparent", "tracestate")
-_VALID_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_VALID_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 Metadata = tuple[tuple[str, str], ...]
 

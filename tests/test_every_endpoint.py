@@ -155,6 +155,32 @@ async def test_official_clients_raise_what_they_call_these_errors() -> None:
             await gpt.completions.create(model=MODEL, prompt="hi")
 
 
+async def test_every_answer_has_the_id_of_its_request() -> None:
+    paths = [*ENDPOINTS, ("GET", "/"), ("GET", "/page/app.js"), ("GET", "/health"), ("GET", "/ready")]
+    strange = [("GET", "/nothing"), ("PUT", CHAT), ("POST", "/v1/messages/nothing"), ("GET", "/page/nothing")]
+    async with gateway_before(config=with_keys()) as gateway:
+        for headers in ({}, bearer(KEY)):
+            for method, path in paths + strange:
+                response = await gateway.http.request(
+                    method, path, headers={**headers, "x-request-id": "of-mine"}, json=BODIES.get(path)
+                )
+                assert response.headers["x-request-id"] == "of-mine", path
+                theirs = response.headers.get("request-id")
+                assert theirs == ("of-mine" if path.startswith(MESSAGES) else None)
+
+
+async def test_official_clients_know_the_id_of_their_request() -> None:
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    async with gateway_before(says("Hello")) as gateway:
+        answer = await gateway.openai.chat.completions.create(
+            model=MODEL, messages=messages, extra_headers={"x-request-id": "one"}
+        )
+        message = await gateway.anthropic.messages.create(
+            model=MODEL, max_tokens=9, messages=messages, extra_headers={"x-request-id": "two"}
+        )
+    assert (answer._request_id, message._request_id) == ("one", "two")
+
+
 @pytest.mark.parametrize("has_keys", [False, True])
 async def test_the_document_says_whether_a_key_is_needed(has_keys: bool) -> None:
     async with gateway_before(config=with_keys() if has_keys else None) as gateway:

@@ -99,6 +99,97 @@ def test_a_picture_may_go_without_its_thumbnail(client: openai.OpenAI) -> None:
     assert tokens[0] - tokens[1] == 64
 
 
+def _ask(client: openai.OpenAI, parts: list[Any] | None = None, **fields: Any) -> Any:
+    """The greedy answer, its own parameters and others alike."""
+    messages = parts or [{"role": "user", "content": "Hello"}]
+    body = {"temperature": 0, **fields}
+    return client.chat.completions.create(model=MODEL, messages=messages, extra_body=body)
+
+
+def test_options_for_all_pictures_are_those_of_each(client: openai.OpenAI) -> None:
+    def image_tokens(kwargs: dict[str, Any] | None = None, **options: Any) -> int:
+        answer = _ask(client, _chat_parts(**options), max_tokens=1, mm_processor_kwargs=kwargs)
+        tokens: int = answer.usage.prompt_tokens_details.image_tokens
+        return tokens
+
+    one, whole = image_tokens(detail="low"), image_tokens()
+    assert one == 64 and whole > 3 * one
+    assert image_tokens({"dynamic_image_size": False}) == image_tokens({"max_dynamic_patch": 1}) == one
+    few = image_tokens(max_dynamic_patch=2)
+    assert one < few < whole
+    assert (
+        image_tokens({"max_dynamic_patch": 2})
+        == image_tokens({"max_dynamic_patch": 1}, max_dynamic_patch=2)
+        == few
+    )
+    assert image_tokens({"use_thumbnail": False}) == whole - 64
+    assert image_tokens({"max_dynamic_patch": 1}, detail="high") == whole
+
+
+def test_what_ends_an_answer(client: openai.OpenAI) -> None:
+    assert _ask(client).choices[0].message.content == GREETING
+    cut = _ask(client, max_tokens=500, max_completion_tokens=3)
+    assert (cut.usage.completion_tokens, cut.choices[0].finish_reason) == (3, "length")
+    stopped = _ask(client, stop=["nowhere", "demo"]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == (GREETING.partition("demo")[0], "stop")
+    kept = _ask(client, stop="demo", include_stop_str_in_output=True).choices[0]
+    assert kept.message.content == GREETING.partition("demo")[0] + "demo"
+    long = _ask(client, ignore_eos=True, max_tokens=40)
+    assert (long.usage.completion_tokens, long.choices[0].finish_reason) == (40, "length")
+    assert _ask(client, min_tokens=30, max_tokens=31).usage.completion_tokens >= 30
+    beyond = _ask(client, max_tokens=16384)  # more than the context has left
+    assert (beyond.choices[0].message.content, beyond.choices[0].finish_reason) == (GREETING, "stop")
+
+
+def test_tokens_are_forbidden_and_end_answers(client: openai.OpenAI, stack: Stack) -> None:
+    first = httpx.post(f"{stack.url}/tokenize", json={"prompt": "Hello!", "add_special_tokens": False})
+    ids = first.json()["tokens"]
+    biased = _ask(client, logit_bias={str(token): -100 for token in ids}, max_tokens=4)
+    assert not biased.choices[0].message.content.startswith("Hello")
+    ended = _ask(client, stop_token_ids=ids[-1:]).choices[0]
+    assert ended.finish_reason == "stop" and len(ended.message.content) < len(GREETING)
+
+
+def test_seeds_repeat_choices_and_choices_differ(client: openai.OpenAI) -> None:
+    def choices(seed: int) -> list[str]:  # behind the greeting the model is certain of nothing
+        answer = _ask(client, temperature=2, seed=seed, n=3, max_tokens=60, ignore_eos=True)
+        return [choice.message.content for choice in answer.choices]
+
+    assert choices(1) == choices(1) != choices(2)
+    assert len(set(choices(1))) == 3
+
+
+def test_what_has_no_influence_is_accepted(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {
+        "store": True,
+        "metadata": {"team": "a"},
+        "user": "me",
+        "safety_identifier": "x",
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "prompt_cache_options": {},
+        "service_tier": "auto",
+        "verbosity": "low",
+        "modalities": ["text"],
+        "priority": 0,
+        "top_k": -1,
+        "min_p": 0,
+        "repetition_penalty": 1.0,
+        "spaces_between_special_tokens": True,
+        "skip_special_tokens": True,
+        "request_id": "r",
+        "session_id": 1,
+        "cache_salt": "s",
+        "n": None,
+        "stop": None,
+        "stream_options": None,
+        "logprobs": None,
+        "max_tokens": None,
+    }
+    answer = _ask(client, **fields)
+    assert answer.choices[0].message.content == GREETING and answer.service_tier == "default"
+
+
 def test_responses_whole_and_streamed_agree(client: openai.OpenAI) -> None:
     whole = client.responses.create(model=MODEL, input=_response_items(), temperature=0)
     with client.responses.stream(model=MODEL, input=_response_items(), temperature=0) as stream:

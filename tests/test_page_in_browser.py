@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from PIL import Image
-from playwright.async_api import Browser, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from protos import encoder_pb2
 from protos import language_model_pb2 as pb
@@ -30,6 +30,7 @@ from tests.gateway.scripted import (
     started,
     usage,
 )
+from tests.gateway.test_access import KEY, with_keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -399,28 +400,68 @@ async def test_it_fits_a_phone_and_is_legible(browser: Browser, picture: Path, s
         assert small == 0
 
 
+@asynccontextmanager
+async def locked(browser: Browser) -> AsyncIterator[tuple[Page, Gateway]]:
+    async with gateway_before(says("hi"), config=with_keys()) as gateway:
+        context = await browser.new_context()
+        page = await context.new_page()
+        try:
+            await page.goto(f"http://127.0.0.1:{gateway.port}/")
+            await expect(page.locator("#model.down")).to_have_text("locked")
+            yield page, gateway
+        finally:
+            await context.close()
+
+
+async def unlock(page: Page, key: str) -> None:
+    await page.get_by_label("This server asks for an API key").fill(key)
+    await page.keyboard.press("Enter")
+
+
 async def test_a_server_with_keys_is_unlocked_in_the_page(browser: Browser) -> None:
-    """The page's side of it: a 401 is answered between browser and gateway."""
-
-    async def lock(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer secret":
-            await route.continue_()
-        else:
-            await route.fulfill(status=401, json={"error": {"message": "Wrong API key."}})
-
-    async with gateway_before(says("hi")) as gateway:
-        page = await browser.new_page()
-        await page.route("**/v1/**", lock)
-        await page.goto(f"http://127.0.0.1:{gateway.port}/")
-        await expect(page.locator("#model.down")).to_have_text("locked")
-        await page.get_by_label("This server asks for an API key").fill("secret")
-        await page.keyboard.press("Enter")
+    async with locked(browser) as (page, gateway):
+        await unlock(page, f" {KEY} ")
         await expect(page.locator("#model.ready")).to_have_text("org/tiny-vl")
         await expect(page.locator("#access")).to_be_hidden()
         await page.get_by_label("Question", exact=True).fill("hi")
         await page.keyboard.press("Enter")
         await expect(page.locator(".answer")).to_have_text("hi")
-        await page.close()
+        await page.reload()
+        await expect(page.locator("#model.ready")).to_have_text("org/tiny-vl")
+        stores = "[Object.values(sessionStorage), localStorage.length, document.cookie, location.href]"
+        assert await page.evaluate(stores) == [[KEY], 0, "", f"http://127.0.0.1:{gateway.port}/"]
+        other = await page.context.new_page()  # a tab of its own asks again
+        await other.goto(page.url)
+        await expect(other.locator("#model.down")).to_have_text("locked")
+
+
+async def test_a_wrong_key_is_told_and_forgotten(browser: Browser) -> None:
+    async with locked(browser) as (page, _):
+        for key, reason in (
+            ("sk-unknown", "The server does not know this key."),
+            ("ключ", "This is no API key."),
+        ):
+            await unlock(page, key)
+            await expect(page.get_by_role("alert")).to_have_text(reason)
+            assert await page.evaluate("sessionStorage.length") == 0
+        await expect(page.get_by_label("This server asks for an API key")).to_have_value("")
+        await unlock(page, KEY)
+        await expect(page.locator("#model.ready")).to_be_visible()
+        await expect(page.get_by_role("alert")).to_be_hidden()
+
+
+async def test_a_key_that_is_taken_back_is_asked_for_again(browser: Browser) -> None:
+    async with locked(browser) as (page, _):
+        await unlock(page, KEY)
+        await expect(page.locator("#model.ready")).to_be_visible()
+        await page.evaluate("sessionStorage.setItem('tessera-api-key', 'sk-of-yesterday')")
+        await page.get_by_label("Question", exact=True).fill("hi")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".assistant .problem")).to_contain_text("Incorrect API key")
+        await unlock(page, KEY)
+        await expect(page.locator("#model.ready")).to_be_visible()
+        await page.get_by_role("button", name="Try again").click()
+        await expect(page.locator(".answer")).to_have_text("hi")
 
 
 async def test_frames_and_pages_are_counted(browser: Browser, tmp_path: Path) -> None:

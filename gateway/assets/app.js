@@ -18,8 +18,10 @@ let model = "";
 
 async function connect() {
   const status = part("model");
+  const key = sessionStorage.getItem(KEY);
+  part("refused").hidden = true;
   try {
-    model = await servedModel(sessionStorage.getItem(KEY));
+    model = await servedModel(key);
     status.textContent = status.title = model;
     status.className = "ready";
     access.hidden = true;
@@ -28,7 +30,14 @@ async function connect() {
     status.title = error.message;
     status.className = "down";
     access.hidden = error.status !== 401;
+    if (error.status === 401 && key) refuse("The server does not know this key.");
   }
+}
+
+function refuse(reason) {
+  sessionStorage.removeItem(KEY);
+  part("refused").textContent = reason;
+  part("refused").hidden = false;
 }
 
 function attach(list) {
@@ -265,7 +274,13 @@ part("tiles").addEventListener("change", (event) => {
 part("clear").addEventListener("click", clear);
 access.addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, part("key").value);
+  const key = part("key").value.trim();
+  part("key").value = "";
+  if (!/^[\x21-\x7e]+$/.test(key)) {  // no header can carry it
+    refuse("This is no API key.");
+    return;
+  }
+  sessionStorage.setItem(KEY, key);
   connect();
 });
 connect();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import ssl
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from encoder_service.fetch_limits import FetchLimits
-from encoder_service.media_fetcher import NOT_FETCHED, ByteBudget, MediaFetcher, open_connection
+from encoder_service.media_fetcher import NOT_FETCHED, FetchBudget, MediaFetcher, open_connection
 from protos.errors import InvalidRequest, Overloaded
 from tests.encoder_service.hostile_server import (
     ADDRESS,
@@ -35,7 +36,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 async def fetch(fetcher: MediaFetcher, url: str = URL, budget: int = 1 << 20) -> bytes:
     try:
-        return await fetcher.fetch(url, MOST, ByteBudget(budget), FIELD)
+        return await fetcher.fetch(url, MOST, FetchBudget(budget), FIELD)
     finally:
         fetcher.close()
 
@@ -192,6 +193,10 @@ REDIRECTS = {
     "with a backslash": redirect(f"https://other.example\\@{HOST}/a.png"),
     "without a location": status(302),
     "with blanks": redirect("/a b"),
+    "to a broken bracket": redirect("https://[::1"),
+    "to no host": redirect("https:///a.png"),
+    "to a scheme of an app": redirect("javascript:alert(1)"),
+    "to loopback under two locations": status(302, "Location: /a.png", "Location: https://127.0.0.1/a.png"),
     "in a circle": redirect("/b"),
 }
 
@@ -228,7 +233,7 @@ async def test_an_endless_file_is_cut_off(start: bytes) -> None:
 
 async def test_the_fetches_of_a_stream_share_its_budget() -> None:
     async with internet(**{"a.png": ok(bytes(600))}) as it:
-        fetcher, budget = it.fetcher(), ByteBudget(1000)
+        fetcher, budget = it.fetcher(), FetchBudget(1000)
         await fetcher.fetch(URL, MOST, budget, FIELD)
         assert budget.left == 400
         with pytest.raises(InvalidRequest, match="the request's media"):
@@ -266,6 +271,13 @@ UNUSABLE = {
     "two lengths": ok(BODY, "Content-Length: 5"),
     "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
     "a compressed body": ok(BODY, "Content-Encoding: gzip"),
+    "a body that says twice how it is coded": ok(BODY, "Content-Encoding: identity, gzip"),
+    "a transfer that is compressed": CHUNKED.replace(b"chunked", b"gzip, chunked") + b"0\r\n\r\n",
+    "a length beyond all numbers": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    "another protocol": status(101, "Upgrade: websocket", "Connection: upgrade"),
+    "a chunk beyond all numbers": CHUNKED + b"f" * 300 + b"\r\n",
+    "large trailers": CHUNKED + b"0\r\n" + b"X-A: a\r\n" * 20_000 + b"\r\n",
+    "a header that is folded": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n 3\r\n\r\n" + BODY,
     "large headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: a\r\n" * 20_000 + b"\r\n",
     "tiny chunks": CHUNKED + b"1\r\na\r\n" * 5000,
 }
@@ -276,7 +288,7 @@ async def test_an_unusable_answer_is_no_file(case: str) -> None:
     async with internet(**{"a.png": UNUSABLE[case]}) as it:
         fetcher = it.fetcher()
         with pytest.raises(InvalidRequest) as caught:
-            await fetcher.fetch(URL, 1 << 20, ByteBudget(1 << 20), FIELD)
+            await fetcher.fetch(URL, 1 << 20, FetchBudget(1 << 20), FIELD)
         fetcher.close()
         assert caught.value.message == NOT_FETCHED
 
@@ -306,30 +318,44 @@ async def test_another_address_of_the_name_is_tried() -> None:
 async def test_a_fetch_waits_for_a_place_only_so_long() -> None:
     async with internet(**{"a.png": SLOW["nothing"]}) as it:
         fetcher = it.fetcher(max_fetches=1, fetch_timeout_s=0.5)
-        first = asyncio.create_task(fetcher.fetch(URL, MOST, ByteBudget(MOST), FIELD))
+        first = asyncio.create_task(fetcher.fetch(URL, MOST, FetchBudget(MOST), FIELD))
         await until_connected(it)
         fetcher._limits = FetchLimits(media_hosts=("*",), max_fetches=1, fetch_timeout_s=0.05)
         with pytest.raises(Overloaded) as caught:
-            await fetcher.fetch(URL, MOST, ByteBudget(MOST), FIELD)
+            await fetcher.fetch(URL, MOST, FetchBudget(MOST), FIELD)
         assert caught.value.retry_after_s
         with pytest.raises(InvalidRequest):
             await first
         fetcher.close()
 
 
+async def test_a_stream_takes_at_most_half_of_the_places() -> None:
+    async with internet(**{"a.png": SLOW["nothing"], "b": ok(BODY)}) as it:
+        fetcher = it.fetcher(max_fetches=4, fetch_timeout_s=30)
+        budget = fetcher.budget(1 << 20)
+        slow = [asyncio.create_task(fetcher.fetch(URL, MOST, budget, FIELD)) for _ in range(8)]
+        await until_connected(it, 2)
+        assert await fetch(fetcher, f"https://{HOST}/b") == BODY
+        assert sum(b"/a.png" in head for head in it.requests) == 2
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+        assert await fetcher.fetch(f"https://{HOST}/b", MOST, budget, FIELD) == BODY
+
+
 async def test_a_cancelled_fetch_leaves_no_connection_and_gives_its_place_back() -> None:
     async with internet(**{"a.png": SLOW["nothing"], "b": ok(BODY)}) as it:
         fetcher = it.fetcher(max_fetches=1)
-        first = asyncio.create_task(fetcher.fetch(URL, MOST, ByteBudget(MOST), FIELD))
+        first = asyncio.create_task(fetcher.fetch(URL, MOST, FetchBudget(MOST), FIELD))
         await until_connected(it)
         first.cancel()
         await asyncio.wait([first])
         assert await fetch(fetcher, f"https://{HOST}/b") == BODY
 
 
-async def until_connected(it: Internet) -> None:
+async def until_connected(it: Internet, number: int = 1) -> None:
     async with asyncio.timeout(5):
-        while not it.requests:
+        while len(it.requests) < number:
             await asyncio.sleep(0.002)
 
 
@@ -355,6 +381,35 @@ async def test_the_certificate_must_be_the_names(
     else:
         assert await refusal(fetcher, f"https://{name}/a.png") == NOT_FETCHED
     server.close()
+
+
+async def test_a_body_that_claims_to_be_compressed_is_never_inflated() -> None:
+    bomb = gzip.compress(bytes(MOST * 100))
+    async with internet(**{"a.png": ok(bomb), "b": ok(bomb, "Content-Encoding: gzip")}) as it:
+        assert await fetch(it.fetcher()) == bomb
+        assert await refusal(it.fetcher(), f"https://{HOST}/b") == NOT_FETCHED
+
+
+async def test_what_the_server_says_before_it_is_asked_counts_as_the_answer_to_one_request() -> None:
+    """Two answers on a connection: the second is for nobody."""
+    async with internet(**{"a.png": ok(BODY) + ok(b"another")}) as it:
+        assert await fetch(it.fetcher()) == BODY
+        assert len(it.requests) == 1
+
+
+async def test_the_host_of_a_redirect_is_asked_under_its_own_name() -> None:
+    async with internet(**{"b": redirect("//other.example./a.png"), "a.png": ok(BODY)}) as it:
+        it.names["other.example"] = ["198.41.0.4"]
+        assert await fetch(it.fetcher(), f"https://{HOST}/b") == BODY
+    assert it.connected == [(ADDRESS, 443, HOST), ("198.41.0.4", 443, "other.example")]
+    assert [b"Host: other.example\r\n" in head for head in it.requests] == [False, True]
+
+
+async def test_an_address_in_the_url_needs_a_certificate_of_its_own() -> None:
+    async with internet(**{"a.png": ok(BODY)}) as it:
+        assert await fetch(it.fetcher(), f"https://{ADDRESS}/a.png") == BODY
+    assert it.connected == [(ADDRESS, 443, ADDRESS)]
+    assert f"Host: {ADDRESS}\r\n".encode() in it.requests[0]
 
 
 async def test_names_are_looked_up_by_the_system() -> None:

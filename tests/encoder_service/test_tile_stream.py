@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from encoder_service.batch_size import BatchSizes
 from encoder_service.batcher import TileBatcher
 from encoder_service.container_limits import ContainerLimits
 from encoder_service.containers import Containers
@@ -70,7 +71,7 @@ async def bench(
     cache_bytes: int = 0,
 ) -> AsyncIterator[Bench]:
     vision = ScriptedVision()
-    batcher = TileBatcher(vision.encode, BATCH_TILES)
+    batcher = TileBatcher(vision.encode, BatchSizes(BATCH_TILES, BATCH_TILES))
     cache = TileCache(cache_bytes)
     flights = TileFlights(batcher, cache)
     threads = ThreadPoolExecutor(num_threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.access import open_key_ring
+from gateway.access import duration, open_key_ring
 from gateway.access_config import AccessConfig
 from gateway.config import GatewayConfig
 from tests.gateway.scripted import (
@@ -77,6 +78,27 @@ async def test_orchestrators_need_no_key(path: str) -> None:
         assert (await gateway.http.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (b"/page/../v1/models", 404),
+        (b"/page/%2e%2e/v1/models", 404),
+        (b"/page/..%2fv1%2fmodels", 404),
+        (b"/health/../v1/models", 401),
+        (b"//v1/models", 401),
+        (b"/v1/models;/page/", 401),
+    ],
+)
+async def test_no_way_leads_from_an_open_path_to_another(path: bytes, status: int) -> None:
+    """Over a raw socket: clients tidy paths up."""
+    async with gateway_before(config=with_keys()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(f"HTTP/1.1 {status} ".encode())
+        writer.close()
+
+
 async def test_a_stranger_with_a_large_body_hears_the_refusal() -> None:
     async with gateway_before(config=with_keys()) as gateway:
         response = await gateway.http.post(CHAT, content=b"x" * (8 << 20))
@@ -106,6 +128,44 @@ async def test_tokens_of_streams_count_for_their_key() -> None:
         refused = await gateway.http.post(CHAT, json=ask(), headers=bearer(KEY))
         assert refused.status_code == 429 and "tokens per minute" in refused.text
         assert (await gateway.http.post(CHAT, json=ask(), headers=bearer(OTHER))).status_code == 200
+
+
+def limits_told(response: httpx.Response) -> dict[str, str]:
+    start = "x-ratelimit-"
+    return {name[len(start) :]: text for name, text in response.headers.items() if name.startswith(start)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_and_refusals_tell_what_is_left_of_a_limited_key(stream: bool) -> None:
+    script = replies(started(40), delta("a", num_tokens=20), finished(), usage(40, 20))
+    config = with_keys(key_requests_per_minute=2, key_tokens_per_minute=1000)
+    async with gateway_before(script, config=config) as gateway:
+        first, _, refused = [await gateway.post(ask(stream=stream), headers=bearer(KEY)) for _ in range(3)]
+        other = await gateway.http.get("/v1/models", headers=bearer(OTHER))
+        probe = await gateway.http.get("/health")
+    told = limits_told(first)
+    assert (told["limit-requests"], told["remaining-requests"]) == ("2", "1")
+    assert told["limit-tokens"] == "1000" and 900 <= int(told["remaining-tokens"]) <= 1000
+    assert re.fullmatch(r"[0-9]+s", told["reset-requests"]) and re.fullmatch(
+        r"[0-9]+m?s", told["reset-tokens"]
+    )
+    assert refused.status_code == 429 and limits_told(refused)["remaining-requests"] == "0"
+    assert limits_told(other)["remaining-requests"] == "1"
+    assert not limits_told(probe)
+
+
+async def test_a_key_without_limits_hears_of_none() -> None:
+    async with gateway_before(config=with_keys(key_concurrency=3)) as gateway:
+        assert not limits_told(await gateway.post(ask(), headers=bearer(KEY)))
+        assert not limits_told(await gateway.post(ask()))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (0.0004, "1ms"), (0.25, "250ms"), (1, "1s"), (59.1, "1m0s"), (61, "1m1s"), (360, "6m0s")],
+)
+def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 async def test_no_page_of_another_origin_is_let_in_by_default() -> None:

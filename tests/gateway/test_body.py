@@ -55,7 +55,13 @@ async def test_one_byte_more_is_refused_and_the_rest_is_left_unread() -> None:
 
 @pytest.mark.parametrize(
     ("headers", "status"),
-    [({"content_length": "11"}, 413), ({"content_type": "text/json"}, 415), ({"content_type": ""}, 415)],
+    [
+        ({"content_length": "11"}, 413),
+        ({"content_type": "text/json"}, 415),
+        ({"content_type": ""}, 415),
+        ({"content_encoding": "gzip"}, 415),
+        ({"content_encoding": "identity, br"}, 415),
+    ],
 )
 async def test_what_the_headers_decide_is_refused_before_anything_is_read(
     headers: dict[str, str], status: int

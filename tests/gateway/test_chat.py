@@ -264,6 +264,21 @@ async def test_pictures_travel_as_bytes_with_their_tiling() -> None:
     assert bounds == [(False, 0, 0), (True, 1, 1), (False, 0, 0), (True, 2, 6)]
 
 
+async def test_options_for_all_pictures_travel_with_each() -> None:
+    async with gateway_before() as gateway:
+        options = {"max_dynamic_patch": 4, "use_thumbnail": False}
+        body = ask_about(
+            {"url": PNG_URI}, {"url": PNG_URI, "max_dynamic_patch": 2}, {"url": PNG_URI, "detail": "low"}
+        )
+        assert (await gateway.post({**body, "mm_processor_kwargs": options})).status_code == 200
+        fault = await gateway.error({**body, "mm_processor_kwargs": {"max_dynamic_patch": 13}})
+        assert fault[:3] == (400, "invalid_value", "mm_processor_kwargs.max_dynamic_patch")
+        [message] = gateway.llm.requests[0].messages
+    tilings = [part.image.tiling for part in message.parts[1:]]
+    assert [tiling.max_tiles for tiling in tilings] == [4, 2, 1]
+    assert [tiling.use_thumbnail for tiling in tilings] == [False] * 3
+
+
 async def test_request_id_and_trace_travel_with_the_call() -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with gateway_before() as gateway:

@@ -12,6 +12,7 @@ from gateway.conversation import (
     Call,
     Clip,
     Document,
+    MediaDefaults,
     MediaLimits,
     Picture,
     Text,
@@ -22,7 +23,7 @@ from gateway.conversation import (
 )
 from gateway.errors import RequestError
 from gateway.model_info import ModelInfo
-from gateway.schema import ChatMessage, VideoOptions
+from gateway.schema import ChatMessage, MmProcessorKwargs, VideoOptions
 from tests.pictures import data_uri
 
 LIMITS = MediaLimits(max_images=2, max_bytes=100, max_tiles=12)
@@ -153,6 +154,55 @@ async def test_a_url_given_as_a_string_is_named_as_it_stands() -> None:
     assert fault == ("invalid_image_url", "messages.0.content.0.image_url")
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (2, 6, False)),
+        ({"detail": "auto"}, (2, 6, False)),
+        ({"detail": "low"}, (1, 1, False)),
+        ({"detail": "high"}, (None, None, False)),
+        ({"detail": "original", "max_dynamic_patch": 3}, (None, 3, False)),
+        ({"max_dynamic_patch": 8}, (2, 8, False)),
+        ({"max_dynamic_patch": 1, "use_thumbnail": True}, (1, 1, True)),
+        ({"min_dynamic_patch": 9}, (9, 9, False)),
+        ({"min_dynamic_patch": 1, "max_dynamic_patch": 12}, (1, 12, False)),
+    ],
+)
+async def test_what_a_picture_leaves_open_the_request_says(
+    fields: dict[str, Any], expected: tuple[int | None, int | None, bool]
+) -> None:
+    options = MmProcessorKwargs(min_dynamic_patch=2, max_dynamic_patch=6, use_thumbnail=False)
+    [turn] = await read_conversation(
+        _messages(_user(_image(**fields))), LIMITS, MediaDefaults(picture=options)
+    )
+    [picture] = turn.parts
+    assert isinstance(picture, Picture)
+    assert (picture.min_tiles, picture.max_tiles, picture.use_thumbnail) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dynamic_image_size": False}, (None, 1)),
+        ({"dynamic_image_size": True}, (None, None)),
+        ({"dynamic_image_size": True, "max_dynamic_patch": 4}, (None, 4)),
+        ({"min_dynamic_patch": 3}, (3, None)),
+    ],
+)
+async def test_options_for_all_pictures(options: Any, expected: tuple[int | None, int | None]) -> None:
+    defaults = MediaDefaults(picture=MmProcessorKwargs(**options))
+    [turn] = await read_conversation(_messages(_user(_image())), LIMITS, defaults)
+    [picture] = turn.parts
+    assert isinstance(picture, Picture) and (picture.min_tiles, picture.max_tiles) == expected
+
+
+async def test_too_many_tiles_for_all_pictures_are_named() -> None:
+    defaults = MediaDefaults(picture=MmProcessorKwargs(max_dynamic_patch=13))
+    with pytest.raises(RequestError) as caught:
+        await read_conversation(_messages(_user(_image(max_dynamic_patch=1))), LIMITS, defaults)
+    assert caught.value.field == "mm_processor_kwargs.max_dynamic_patch"
+
+
 async def test_input_image_has_its_detail_beside_the_url() -> None:
     part = {"type": "input_image", "image_url": PIXEL, "detail": "low"}
     [turn] = await read_conversation(_messages(_user(part)), LIMITS)
@@ -196,7 +246,7 @@ async def test_videos_and_files_keep_their_options_and_places() -> None:
 )
 async def test_a_videos_own_options_win(given: dict[str, Any], expected: tuple[Any, Any]) -> None:
     defaults = VideoOptions(num_frames=16, fps=2.0)
-    [turn] = await read_conversation(_messages(_user(_video(**given))), LIMITS, defaults)
+    [turn] = await read_conversation(_messages(_user(_video(**given))), LIMITS, MediaDefaults(video=defaults))
     [clip] = turn.parts
     assert isinstance(clip, Clip) and (clip.num_frames, clip.fps) == expected
 

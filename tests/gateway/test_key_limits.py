@@ -5,7 +5,7 @@ import pytest
 from gateway.access_config import AccessConfig
 from gateway.errors import RateLimited
 from gateway.events import Delta, Started
-from gateway.key_limits import Caller
+from gateway.key_limits import Allowance, Caller
 
 
 class Clock:
@@ -79,3 +79,20 @@ def test_processes_share_the_limits() -> None:
     for _ in range(2):
         caller.enter()
     refused(caller)
+
+
+def test_what_is_left_is_told_and_comes_back() -> None:
+    clock = Clock()
+    caller = Caller(AccessConfig(key_requests_per_minute=6, key_tokens_per_minute=600), clock=clock)
+    assert caller.allowances() == [Allowance("requests", 6, 6, 0.0), Allowance("tokens", 600, 600, 0.0)]
+    caller.enter()
+    caller.charge([Started(900)])
+    assert caller.allowances() == [Allowance("requests", 6, 5, 10.0), Allowance("tokens", 600, 0, 90.0)]
+    clock.now += 80
+    assert caller.allowances() == [Allowance("requests", 6, 6, 0.0), Allowance("tokens", 600, 500, 10.0)]
+    assert Caller(AccessConfig(key_concurrency=1)).allowances() == []
+
+
+def test_a_process_tells_its_own_share() -> None:
+    caller = Caller(AccessConfig(key_requests_per_minute=6), share=2, clock=Clock())
+    assert caller.allowances() == [Allowance("requests", 3, 3, 0.0)]

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from gateway.errors import RequestError
-from gateway.parsing import parse_request
+from gateway.parsing import (
+    COUNT_ABOVE_BYTES,
+    COUNT_ALL_ABOVE_BYTES,
+    MAX_CONTAINERS,
+    parse_request,
+)
 from gateway.schema import ChatCompletionRequest, unknown_keys
 
 USER = {"role": "user", "content": "hi"}
@@ -49,6 +54,35 @@ def test_what_is_not_json_is_invalid_json(body: bytes) -> None:
     assert message.startswith("The request body is not valid JSON (line 1 column ")
 
 
+def _filled(unit: bytes, num_bytes: int, key: bytes = b"x") -> bytes:
+    """A chat of that length, nearly all of it in one array."""
+    units = b",".join([unit] * (num_bytes // (len(unit) + 1)))
+    return b'{"messages":[{"role":"user","content":"hi"}],"' + key + b'":[' + units + b"]}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _filled(b"[]", COUNT_ABOVE_BYTES + 100),
+        _filled(b'{"a":{}}', COUNT_ABOVE_BYTES + 100),
+        b'{"messages":[' + b",".join([json.dumps(USER).encode()] * (MAX_CONTAINERS + 1)) + b"]}",
+        _filled(b"0", COUNT_ALL_ABOVE_BYTES + 100),
+    ],
+    ids=["arrays", "objects", "messages", "numbers"],
+)
+def test_a_large_body_of_small_elements_is_refused_before_it_is_read(body: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(body, ChatCompletionRequest)
+    assert (caught.value.status, caught.value.error_code) == (413, "request_too_large")
+
+
+def test_a_large_body_of_large_elements_is_read() -> None:
+    text = '{"row": [1, 2, 3]}, ' * 20_000  # JSON as text, and a picture
+    url = "data:image/png;base64," + "A" * (COUNT_ALL_ABOVE_BYTES + 4)
+    parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
+    assert len(_parse({"messages": [{"role": "user", "content": parts}]}).messages) == 1
+
+
 @pytest.mark.parametrize("body", [b"[]", b'"text"', b"3", b"null"])
 def test_a_body_must_be_an_object(body: bytes) -> None:
     assert _fault(body) == ("invalid_type", None, "The request body must be a JSON object.")
@@ -58,6 +92,26 @@ def test_a_body_must_be_an_object(body: bytes) -> None:
     ("fields", "code", "param", "words"),
     [
         ({"messages": []}, "invalid_value", "messages", "must not be empty"),
+        (
+            {"mm_processor_kwargs": {"max_pixels": 9}},
+            "invalid_value",
+            "mm_processor_kwargs.max_pixels",
+            "is not",
+        ),
+        (
+            {"mm_processor_kwargs": {"min_dynamic_patch": 3, "max_dynamic_patch": 2}},
+            "invalid_value",
+            "mm_processor_kwargs",
+            "at most 2",
+        ),
+        (
+            {"mm_processor_kwargs": {"max_dynamic_patch": 0}},
+            "invalid_value",
+            "mm_processor_kwargs.max_dynamic_patch",
+            "at least 1",
+        ),
+        ({"mm_processor_kwargs": 1}, "invalid_type", "mm_processor_kwargs", "an object"),
+        ({"media_io_kwargs": {"image": {}}}, "invalid_value", "media_io_kwargs.image", "is not"),
         ({"messages": None}, "invalid_type", "messages", "must be an array"),
         ({"messages": "hi"}, "invalid_type", "messages", "must be an array"),
         ({"messages": [3]}, "invalid_type", "messages.0", "must be an object"),

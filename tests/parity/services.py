@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from encoder_service.config import EncoderConfig
+from encoder_service.media_fetcher import MediaFetcher
 from encoder_service.servicer import EncoderServicer
 from encoder_service.vision import VisionEncoder
 from llm_service.config import EncoderPoolConfig, EngineConfig, LLMConfig
@@ -106,10 +107,13 @@ class ScriptedEncoder:
 
 
 @asynccontextmanager
-async def running_encoder(folder: Path) -> AsyncIterator[ScriptedEncoder]:
+async def running_encoder(
+    folder: Path, fetcher: MediaFetcher | None = None
+) -> AsyncIterator[ScriptedEncoder]:
     config = EncoderConfig(model=str(folder), server=ServerConfig(shutdown_grace_s=0), device="cpu")
     checkpoint = open_checkpoint(config.model)
-    servicer = EncoderServicer(config, FingerprintBase(checkpoint), VisionEncoder.load(checkpoint, "cpu"))
+    vision = VisionEncoder.load(checkpoint, "cpu")
+    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, fetcher=fetcher)
     server = Server(config.server, [SERVICE_NAME])
     encoder = ScriptedEncoder(servicer, 0, server)
     add_encoder_servicer(encoder, server.grpc)
@@ -132,7 +136,8 @@ class Answer:
 
 
 class LanguageModel:
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, target: str, channel: grpc.aio.Channel) -> None:
+        self.target = target
         self.stub = language_model_pb2_grpc.LanguageModelStub(channel)
 
     async def ask(
@@ -181,8 +186,9 @@ async def running_language_model(
         await asyncio.wait((serving, port), timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
-        async with open_channel(f"127.0.0.1:{port.result()}", ClientTlsConfig()) as channel:
-            yield LanguageModel(channel)
+        target = f"127.0.0.1:{port.result()}"
+        async with open_channel(target, ClientTlsConfig()) as channel:
+            yield LanguageModel(target, channel)
     finally:
         serving.cancel()
         with suppress(asyncio.CancelledError):
