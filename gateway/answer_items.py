@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gateway.events import Delta, TokenLogprob
+from gateway.errors import AnswerBrokeOff
+from gateway.events import Delta, Event, Finished, Restarted, TokenLogprob, Usage
 from gateway.tool_calls import ToolCall, ToolCalls
 
 Kind = Literal["reasoning", "text", "call"]
@@ -116,3 +117,43 @@ class AnswerItems:
         if self._is_open:
             self._is_open = False
             yield Closed(self.items[-1])
+
+
+class AnswerSoFar:
+    """An answer of one choice: its items, how it ended, what it cost.  Begins anew when the answer does."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._items = AnswerItems()
+        self._finished: Finished | None = None
+        self._usage: Usage | None = None
+
+    def add(self, event: Event) -> list[Step]:
+        """What has changed of the items."""
+        if isinstance(event, Delta):
+            return self._items.add(event)
+        if isinstance(event, Finished):
+            self._finished = event
+            return self._items.finish()
+        if isinstance(event, Usage):
+            self._usage = event
+        elif isinstance(event, Restarted):
+            self._begin()
+        return []
+
+    @property
+    def items(self) -> list[Item]:
+        return self._items.items
+
+    @property
+    def is_cut(self) -> bool:
+        """It has ended where no more tokens were allowed."""
+        return self._finished is not None and self._finished.reason == "length"
+
+    def end(self) -> tuple[Finished, Usage]:
+        """Raises AnswerBrokeOff."""
+        if self._finished is None or self._usage is None:
+            raise AnswerBrokeOff
+        return self._finished, self._usage

@@ -28,7 +28,7 @@ class AnswerEncoder(Protocol):
         """What is sent after a while of silence."""
 
     def end(self) -> bytes:
-        """Raises ModelError when the answer broke off."""
+        """Raises AnswerBrokeOff."""
 
     def failure(self, error: ServingError) -> bytes:
         """The last bytes of a stream that broke off."""

@@ -9,11 +9,11 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from gateway.completion import Reply, logprobs_json, usage_json
-from gateway.errors import error_body
+from gateway.errors import AnswerBrokeOff, error_body
 from gateway.events import CallDelta, Delta, Event, Finished, Restarted, Started, Usage
 from gateway.streaming import DONE, KEEPALIVE, sse, sse_json
 from gateway.tool_calls import ToolCalls
-from protos.errors import ModelError, ServingError
+from protos.errors import ServingError
 
 
 class ChunkEncoder:
@@ -85,9 +85,9 @@ class ChunkEncoder:
         return self._chunk("[]", self._usage_so_far(), {"media": media})
 
     def end(self) -> bytes:
-        """Raises ModelError when the answer broke off."""
+        """Raises AnswerBrokeOff."""
         if self._open or not self._ended:
-            raise ModelError("the language model ended an answer without finishing it")
+            raise AnswerBrokeOff
         return DONE
 
     def keepalive(self) -> bytes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.events import Delta, Event, Finished, Restarted, TokenLogprob, Usage
+from gateway.choices import Choices
+from gateway.events import Delta, Event, TokenLogprob, Usage
 from gateway.tool_calls import ToolCall, ToolCalls
-from protos.errors import ModelError
 
 MIN_LOGPROB = -9999.0  # JSON has no -inf
 
@@ -64,33 +64,21 @@ class Completion:
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
-        self._begin()
-
-    def _begin(self) -> None:
-        self._choices = [_Choice() for _ in range(self._reply.num_choices)]
-        self._usage: Usage | None = None
+        self._choices = Choices(reply.num_choices, _Choice)
 
     def add(self, event: Event) -> None:
-        if isinstance(event, Delta):
-            self._choices[event.index].add(event)
-        elif isinstance(event, Finished):
-            self._choices[event.index].finish_reason = event.reason
-        elif isinstance(event, Usage):
-            self._usage = event
-        elif isinstance(event, Restarted):
-            self._begin()
+        self._choices.add(event)
 
     def body(self) -> dict[str, Any]:
-        """Raises ModelError when the answer broke off."""
-        if self._usage is None or any(choice.finish_reason is None for choice in self._choices):
-            raise ModelError("the language model ended an answer without finishing it")
+        """Raises AnswerBrokeOff."""
+        choices, usage = self._choices.finished()
         body = {
             "id": self._reply.id,
             "object": "chat.completion",
             "created": self._reply.created,
             "model": self._reply.model,
-            "choices": [self._choice_json(index, choice) for index, choice in enumerate(self._choices)],
-            "usage": usage_json(self._usage),
+            "choices": [self._choice_json(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage_json(usage),
             "system_fingerprint": None,
         }
         if self._reply.service_tier is not None:

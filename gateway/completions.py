@@ -86,6 +86,7 @@ async def _whole(answers: Sequence[Batches], reply: TextReply) -> dict[str, Any]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    choices = [choice for completion in completions for choice in completion.choices()]
-    usage = added([completion.usage for completion in completions])
+    finished = [completion.finished() for completion in completions]
+    choices = [choice for each, _ in finished for choice in each]
+    usage = added(usage for _, usage in finished)
     return {**reply.head(), "choices": choices, "usage": usage_json(usage)}

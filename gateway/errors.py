@@ -81,6 +81,13 @@ class ClientDisconnected(Cancelled):
         super().__init__("The client closed the connection.")
 
 
+class AnswerBrokeOff(ModelError):
+    """The language model's events ended before the answer did."""
+
+    def __init__(self) -> None:
+        super().__init__("the language model ended an answer without finishing it")
+
+
 @dataclass(frozen=True)
 class HttpForm:
     """How a class of errors looks over HTTP."""

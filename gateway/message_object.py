@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gateway.answer_items import AnswerItems, Closed, Grew, Item, Opened, Step
+from gateway.answer_items import AnswerSoFar, Closed, Grew, Item, Opened, Step
 from gateway.errors import anthropic_error
-from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
+from gateway.events import Event, Started, Usage
 from gateway.streaming import named_sse
-from protos.errors import ModelError, ServingError
+from protos.errors import ServingError
 
-_BROKEN_OFF = "the language model ended an answer without finishing it"
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -20,47 +19,32 @@ class MessageObject:
 
     def __init__(self, request_id: str, model: str) -> None:
         self._head = {"id": f"msg_{request_id}", "type": "message", "role": "assistant", "model": model}
-        self._begin()
-
-    def _begin(self) -> None:
-        self._items = AnswerItems()
-        self._finished: Finished | None = None
-        self._usage: Usage | None = None
+        self._answer = AnswerSoFar()
 
     def add(self, event: Event) -> list[Step]:
         """What has changed of the content."""
-        if isinstance(event, Delta):
-            return self._items.add(event)
-        if isinstance(event, Finished):
-            self._finished = event
-            return self._items.finish()
-        if isinstance(event, Usage):
-            self._usage = event
-        elif isinstance(event, Restarted):
-            self._begin()
-        return []
+        return self._answer.add(event)
 
     def body(self) -> dict[str, Any]:
-        """Raises ModelError when the answer broke off."""
-        content = [_whole_block(item) for item in self._items.items]
+        """Raises AnswerBrokeOff."""
+        content = [_whole_block(item) for item in self._answer.items]
         return {**self._head, "content": content, **self.stop(), "usage": self.usage()}
 
     def start(self, prompt_tokens: int) -> dict[str, Any]:
         """The message of which nothing has been said."""
-        usage = {**_usage_json(Usage(prompt_tokens, 0))}
+        usage = _usage_json(Usage(prompt_tokens, 0))
         return {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
 
     def stop(self) -> dict[str, Any]:
-        if self._finished is None or self._usage is None:
-            raise ModelError(_BROKEN_OFF)
-        if self._finished.reason == "stop" and self._finished.stop_string:
-            return {"stop_reason": "stop_sequence", "stop_sequence": self._finished.stop_string}
-        return {"stop_reason": _STOP_REASONS[self._finished.reason], "stop_sequence": None}
+        """How it ended.  Raises AnswerBrokeOff, and so does `usage`."""
+        finished, _ = self._answer.end()
+        if finished.reason == "stop" and finished.stop_string:
+            return {"stop_reason": "stop_sequence", "stop_sequence": finished.stop_string}
+        return {"stop_reason": _STOP_REASONS[finished.reason], "stop_sequence": None}
 
     def usage(self) -> dict[str, Any]:
-        if self._usage is None:
-            raise ModelError(_BROKEN_OFF)
-        return _usage_json(self._usage)
+        _, usage = self._answer.end()
+        return _usage_json(usage)
 
 
 def _usage_json(usage: Usage) -> dict[str, Any]:

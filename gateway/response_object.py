@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.answer_items import AnswerItems, Step
+from gateway.answer_items import AnswerSoFar, Step
 from gateway.errors import error_body
-from gateway.events import Delta, Event, Finished, Restarted, Started, Usage
+from gateway.events import Event, Started, Usage
 from gateway.response_items import events_of, item_json
 from gateway.responses_schema import ResponsesRequest
 from gateway.streaming import KEEPALIVE, named_sse
-from protos.errors import ModelError, ServingError
-
-_BROKEN_OFF = "the language model ended an answer without finishing it"
+from protos.errors import ServingError
 
 
 class ResponseObject:
@@ -23,37 +21,22 @@ class ResponseObject:
         self.request_id = request_id
         self._head = {"id": f"resp_{request_id}", "object": "response", "created_at": created}
         self._echo = _echo(request, model)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._items = AnswerItems()
-        self._finish_reason = ""
-        self._usage: Usage | None = None
+        self._answer = AnswerSoFar()
 
     def add(self, event: Event) -> list[Step]:
         """What has changed of the output."""
-        if isinstance(event, Delta):
-            return self._items.add(event)
-        if isinstance(event, Finished):
-            self._finish_reason = event.reason
-            return self._items.finish()
-        if isinstance(event, Usage):
-            self._usage = event
-        elif isinstance(event, Restarted):
-            self._begin()
-        return []
+        return self._answer.add(event)
 
     @property
     def status(self) -> str:
         """Of an item that is closed now, and of the finished answer."""
-        return "incomplete" if self._finish_reason == "length" else "completed"
+        return "incomplete" if self._answer.is_cut else "completed"
 
     def body(self) -> dict[str, Any]:
-        """Raises ModelError when the answer broke off."""
-        if self._usage is None or not self._finish_reason:
-            raise ModelError(_BROKEN_OFF)
+        """Raises AnswerBrokeOff."""
+        _, usage = self._answer.end()
         details = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
-        return self._json(self.status, self._output(self.status), details, _usage_json(self._usage))
+        return self._json(self.status, self._output(self.status), details, _usage_json(usage))
 
     def in_progress(self) -> dict[str, Any]:
         return self._json("in_progress", [])
@@ -65,7 +48,7 @@ class ResponseObject:
 
     def _output(self, status: str) -> list[dict[str, Any]]:
         """`status`: of the last item; those before it are complete."""
-        items = self._items.items
+        items = self._answer.items
         statuses = ["completed"] * (len(items) - 1) + [status]
         return [item_json(item, self.request_id, each) for item, each in zip(items, statuses, strict=False)]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.choices import Choices
 from gateway.completion import MIN_LOGPROB, usage_json
-from gateway.errors import error_body
-from gateway.events import Delta, Event, Finished, Restarted, Started, TokenLogprob, Usage
+from gateway.errors import AnswerBrokeOff, error_body
+from gateway.events import Delta, Event, Finished, Started, TokenLogprob, Usage
 from gateway.streaming import DONE, KEEPALIVE, sse_json
-from protos.errors import ModelError, ServingError
-
-BROKEN_OFF = "the language model ended an answer without finishing it"
+from protos.errors import ServingError
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,10 @@ class _Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
+    def add(self, delta: Delta) -> None:
+        self.text.append(delta.text)
+        self.logprobs.extend(delta.logprobs)
+
 
 class TextCompletion:
     """Collects the answer of one prompt."""
@@ -43,33 +46,16 @@ class TextCompletion:
         """`prompt`: its place among those of the request."""
         self._reply = reply
         self._prompt = prompt
-        self._begin()
-
-    def _begin(self) -> None:
-        self._choices = [_Choice() for _ in range(self._reply.choices_a_prompt)]
-        self._usage: Usage | None = None
+        self._choices = Choices(reply.choices_a_prompt, _Choice)
 
     def add(self, event: Event) -> None:
-        if isinstance(event, Delta):
-            self._choices[event.index].text.append(event.text)
-            self._choices[event.index].logprobs.extend(event.logprobs)
-        elif isinstance(event, Finished):
-            self._choices[event.index].finish_reason = event.reason
-        elif isinstance(event, Usage):
-            self._usage = event
-        elif isinstance(event, Restarted):
-            self._begin()
+        self._choices.add(event)
 
-    @property
-    def usage(self) -> Usage:
-        """Raises ModelError when the answer broke off."""
-        if self._usage is None or any(choice.finish_reason is None for choice in self._choices):
-            raise ModelError(BROKEN_OFF)
-        return self._usage
-
-    def choices(self) -> list[dict[str, Any]]:
+    def finished(self) -> tuple[list[dict[str, Any]], Usage]:
+        """Its part of the body's choices, and what they cost.  Raises AnswerBrokeOff."""
+        choices, usage = self._choices.finished()
         first = self._prompt * self._reply.choices_a_prompt
-        return [self._json(first + i, choice) for i, choice in enumerate(self._choices)]
+        return [self._json(first + i, choice) for i, choice in enumerate(choices)], usage
 
     def _json(self, index: int, choice: _Choice) -> dict[str, Any]:
         return {
@@ -133,7 +119,7 @@ class TextChunkEncoder:
 
     def end(self) -> bytes:
         if self._open or not self._has_ended:
-            raise ModelError(BROKEN_OFF)
+            raise AnswerBrokeOff
         return DONE
 
     def failure(self, error: ServingError) -> bytes:
