@@ -51,27 +51,12 @@ def create_app(
     keys: KeyRing | None = None,
 ) -> Starlette:
     metrics, keys = metrics or GatewayMetrics(), keys or KeyRing([])
-    generator = Generator(config, client, metrics)
-    chat, completions = (
-        ChatCompletions(generator, also_reasoning=config.also_reasoning),
-        Completions(generator, client),
-    )
-    responses, messages = Responses(generator), Messages(generator, client)
-    tokens, models = Tokens(generator, client), Models(client)
     probes, openapi, page = Probes(client, metrics, pages), OpenApi(has_keys=bool(keys)), Page()
     app = Starlette(
         routes=[
             Route("/", page.index),
             Route("/page/{name}", page.asset),
-            Route("/v1/chat/completions", chat.create, methods=["POST"]),
-            Route("/v1/completions", completions.create, methods=["POST"]),
-            Route("/v1/responses", responses.create, methods=["POST"]),
-            Route("/v1/messages", messages.create, methods=["POST"]),
-            Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
-            *(Route(f"{root}/tokenize", tokens.tokenize, methods=["POST"]) for root in ("", "/v1")),
-            *(Route(f"{root}/detokenize", tokens.detokenize, methods=["POST"]) for root in ("", "/v1")),
-            Route("/v1/models", models.list),
-            Route("/v1/models/{model:path}", models.retrieve),
+            *_api_routes(config, client, Generator(config, client, metrics)),
             Route("/health", probes.health),
             Route("/ready", probes.ready),
             Route("/metrics", probes.metrics),
@@ -90,6 +75,23 @@ def create_app(
     # A redirected POST loses its body.
     app.router.redirect_slashes = False
     return app
+
+
+def _api_routes(config: GatewayConfig, client: LLMClient, generator: Generator) -> list[Route]:
+    chat = ChatCompletions(generator, also_reasoning=config.also_reasoning)
+    completions, responses = Completions(generator, client), Responses(generator)
+    messages, tokens, models = Messages(generator, client), Tokens(generator, client), Models(client)
+    return [
+        Route("/v1/chat/completions", chat.create, methods=["POST"]),
+        Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/responses", responses.create, methods=["POST"]),
+        Route("/v1/messages", messages.create, methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
+        *(Route(f"{root}/tokenize", tokens.tokenize, methods=["POST"]) for root in ("", "/v1")),
+        *(Route(f"{root}/detokenize", tokens.detokenize, methods=["POST"]) for root in ("", "/v1")),
+        Route("/v1/models", models.list),
+        Route("/v1/models/{model:path}", models.retrieve),
+    ]
 
 
 class GatewayServer(uvicorn.Server):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -69,13 +69,7 @@ def generation_from_proto(
         raise InvalidRequest(f"cache_salt: at most {MAX_CACHE_SALT_BYTES} bytes", field="cache_salt")
     params = sampling_params_from_proto(request.sampling, defaults)
     params.validate(limits.vocab_size)
-    if len(request.prompt_token_ids) >= limits.max_model_len:  # before anything walks over millions of them
-        raise ContextLengthExceeded(
-            f"the prompt has {len(request.prompt_token_ids)} tokens; "
-            f"the context holds {limits.max_model_len}, completion included",
-            field="prompt_token_ids",
-        )
-    _check_token_ids(request.prompt_token_ids, limits.vocab_size, "prompt_token_ids")
+    _check_prompt(request.prompt_token_ids, limits)
     response_format = response_format_from_proto(request)
     messages = messages_from_proto(request.messages)
     media = list(_media(request, preprocessing, limits, find_upload))
@@ -91,6 +85,16 @@ def generation_from_proto(
         tools=tool_use_from_proto(request),
         thinking=request.thinking.enabled if request.HasField("thinking") else None,
     )
+
+
+def _check_prompt(token_ids: Sequence[int], limits: RequestLimits) -> None:
+    if len(token_ids) >= limits.max_model_len:  # before anything walks over millions of them
+        raise ContextLengthExceeded(
+            f"the prompt has {len(token_ids)} tokens; "
+            f"the context holds {limits.max_model_len}, completion included",
+            field="prompt_token_ids",
+        )
+    _check_token_ids(token_ids, limits.vocab_size, "prompt_token_ids")
 
 
 def tool_use_from_proto(request: language_model_pb2.GenerateRequest) -> ToolUse | None:

@@ -28,7 +28,7 @@ from deploy.supervisor import PartFailed
 SHOWN = 20
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.bench.soak",
         description=__doc__,
@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", type=Path, help="keep the result here")
     add("--commit", default="", help="where the tree is a copy without git")
     add("serve_flags", nargs="*", metavar="SERVE_FLAG", help='after "--": more flags of `tessera serve`')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
     arguments = parser.parse_args(argv)
     record = Record()
     ended = ""
