@@ -11,12 +11,8 @@ from pydantic_core import PydanticCustomError
 from gateway.adaptation import Adaptation, Place, given, same_fields
 from gateway.errors import THREAD_UNSUPPORTED, RequestError
 from gateway.messages_tools import AnthropicChoice, AnthropicTool, ToolUseBlock, chat_choice, chat_tools
-from gateway.schema import (
-    MAX_STOP_STRINGS,
-    ChatCompletionRequest,
-    PositiveInt,
-)
-from gateway.strict_model import StrictModel
+from gateway.schema import MAX_STOP_STRINGS, ChatCompletionRequest, PositiveInt
+from gateway.strict_model import StrictModel, text_or_list
 from gateway.tool_schema import MAX_TOOLS
 
 BLOCK_TYPES = "text, image, document, tool_use, tool_result, thinking, redacted_thinking"
@@ -90,10 +86,6 @@ class DocumentBlock(StrictModel):
     ]
 
 
-def _content_tag(value: Any) -> str | None:
-    return "#string" if isinstance(value, str) else "#blocks" if isinstance(value, list) else None
-
-
 _CONTENT_ERROR = {
     "custom_error_type": "content_type",
     "custom_error_message": "must be a string or an array of content blocks",
@@ -137,8 +129,8 @@ class ToolResultBlock(StrictModel):
     type: Literal["tool_result"]
     tool_use_id: str
     content: Annotated[
-        Annotated[str, Tag("#string")] | Annotated[list[_ResultBlock], Tag("#blocks")],
-        Discriminator(_content_tag, **_CONTENT_ERROR),
+        Annotated[str, Tag("#string")] | Annotated[list[_ResultBlock], Tag("#list")],
+        Discriminator(text_or_list, **_CONTENT_ERROR),
     ] = ""
 
 
@@ -156,12 +148,12 @@ Block = Annotated[
     ),
 ]
 Blocks = Annotated[
-    Annotated[str, Tag("#string")] | Annotated[list[Block], Tag("#blocks")],
-    Discriminator(_content_tag, **_CONTENT_ERROR),
+    Annotated[str, Tag("#string")] | Annotated[list[Block], Tag("#list")],
+    Discriminator(text_or_list, **_CONTENT_ERROR),
 ]
 SystemText = Annotated[
-    Annotated[str, Tag("#string")] | Annotated[list[TextBlock], Tag("#blocks")],
-    Discriminator(_content_tag, **_CONTENT_ERROR),
+    Annotated[str, Tag("#string")] | Annotated[list[TextBlock], Tag("#list")],
+    Discriminator(text_or_list, **_CONTENT_ERROR),
 ]
 
 

@@ -24,7 +24,7 @@ from gateway.schema import (
     PositiveInt,
     SamplingFields,
 )
-from gateway.strict_model import StrictModel
+from gateway.strict_model import StrictModel, text_or_list
 from gateway.tool_schema import MAX_TOOLS
 
 MEDIA_TYPES = ("input_image", "input_file")
@@ -69,14 +69,10 @@ Item = Annotated[
 ]
 
 
-def _input_tag(value: Any) -> str | None:
-    return "#string" if isinstance(value, str) else "#items" if isinstance(value, list) else None
-
-
 Input = Annotated[
-    Annotated[str, Tag("#string")] | Annotated[list[Item], Field(min_length=1), Tag("#items")],
+    Annotated[str, Tag("#string")] | Annotated[list[Item], Field(min_length=1), Tag("#list")],
     Discriminator(
-        _input_tag,
+        text_or_list,
         custom_error_type="content_type",
         custom_error_message="must be a string or an array of items",
     ),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gateway.strict_model import StrictModel
+from gateway.strict_model import StrictModel, text_or_list
 from gateway.tool_schema import CHOICE_ERROR, MAX_TOOLS, CalledFunction, CalledTool, Function, choice_tag
 
 
@@ -52,19 +52,15 @@ class FunctionCallItem(StrictModel):
         return CalledTool(id=self.call_id, function=function)
 
 
-def _output_tag(value: Any) -> str | None:
-    return "#string" if isinstance(value, str) else "#parts" if isinstance(value, list) else None
-
-
 class FunctionOutputItem(StrictModel):
     """What the caller's function has answered."""
 
     type: Literal["function_call_output"]
     call_id: str
     output: Annotated[
-        Annotated[str, Tag("#string")] | Annotated[list[dict[str, Any]], Tag("#parts")],
+        Annotated[str, Tag("#string")] | Annotated[list[dict[str, Any]], Tag("#list")],
         Discriminator(
-            _output_tag,
+            text_or_list,
             custom_error_type="content_type",
             custom_error_message="must be a string or an array of content parts",
         ),

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from gateway.format_schema import FormatFields
-from gateway.strict_model import StrictModel
+from gateway.strict_model import StrictModel, text_or_list
 from gateway.tool_schema import CalledFunction, CalledTool, ToolFields
 
 MAX_STOP_STRINGS = 16
@@ -190,14 +190,10 @@ Part = Annotated[
 ]
 
 
-def _content_tag(value: Any) -> str | None:
-    return "#string" if isinstance(value, str) else "#parts" if isinstance(value, list) else None
-
-
 Content = Annotated[
-    Annotated[str, Tag("#string")] | Annotated[list[Part], Tag("#parts")],
+    Annotated[str, Tag("#string")] | Annotated[list[Part], Tag("#list")],
     Discriminator(
-        _content_tag,
+        text_or_list,
         custom_error_type="content_type",
         custom_error_message="must be a string or an array of content parts",
     ),

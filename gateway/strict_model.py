@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 
+def text_or_list(value: Any) -> str | None:
+    """Discriminates what may be given as a string or as an array."""
+    return "#string" if isinstance(value, str) else "#list" if isinstance(value, list) else None
+
+
 def _fail_fast(schema: Any) -> None:
     if isinstance(schema, dict):
         if schema.get("type") == "list":
