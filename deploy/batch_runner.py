@@ -81,11 +81,19 @@ class BatchRunner:
                     message = f"no answer from {self._base_url}: {error or type(error).__name__}"
                     raise GatewayLost(message) from error
             else:
-                if is_last or response.status_code not in RETRIED_STATUSES:
+                if is_last or not _may_change(response):
                     return _result(request.custom_id, response)
                 pause_s = _retry_after_s(response) or pause_s
             await self._pause(pause_s)
         raise AssertionError("max_attempts is at least 1")
+
+
+def _may_change(response: httpx.Response) -> bool:
+    """By its status, unless the gateway says itself that the same would come again."""
+    return (
+        response.status_code in RETRIED_STATUSES
+        and response.headers.get("x-should-retry", "").lower() != "false"
+    )
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -129,6 +129,14 @@ def test_one_that_stays_full_is_believed_in_the_end(tmp_path: Path, target: Path
     assert results(target)["a"]["response"]["status_code"] == 503
 
 
+def test_what_would_come_again_is_believed_at_once(tmp_path: Path, target: Path) -> None:
+    headers = {"x-should-retry": "false"}
+    gateway = Gateway(lambda *_: httpx.Response(503, json={"error": {}}, headers=headers))
+    run_batch(gateway.runner(), write_requests(tmp_path / "in", "a"), target, io.StringIO())
+    assert gateway.attempts["a"] == 1
+    assert results(target)["a"]["response"]["status_code"] == 503
+
+
 def test_an_answer_that_is_no_json_is_an_error_of_the_format(tmp_path: Path, target: Path) -> None:
     gateway = Gateway(lambda *_: httpx.Response(502, text="<html>"))
     run_batch(gateway.runner(), write_requests(tmp_path / "in", "a"), target, io.StringIO())
