@@ -194,7 +194,7 @@ def _check_media(messages: Sequence[ChatMessage], limits: MediaLimits) -> None:
             param = f"messages.{index}.content.{position}"
             if message.role != "user":
                 noun = _noun(part)
-                text = f"'{param}' is {noun} in a {message.role} message; images belong in user messages."
+                text = f"'{param}' is {noun} in a {message.role} message; media belong in user messages."
                 raise RequestError(text, code="unsupported_content_part", param=param)
             if count > limits.max_images:
                 text = f"A request may have at most {limits.max_images} images; '{param}' is one more."

@@ -196,7 +196,7 @@ def _rule(kind: str, context: dict[str, Any]) -> str:
     if kind.endswith("too_short"):
         return "must not be empty"
     if kind.endswith("too_long"):
-        return f"must have at most {context['max_length']}"
+        return f"must have at most {context['max_length']} {'characters' if 'string' in kind else 'entries'}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}"
     if kind == "extra_forbidden":
