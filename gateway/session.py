@@ -37,7 +37,9 @@ class Session:
         self._failure_of = failure_of
         self._ids = itertools.count(1)
         self._answers: dict[int, Answer] = {}
-        self._outbox: asyncio.Queue[pb.SessionRequest] = asyncio.Queue()
+        self._unsent: dict[int, pb.SessionRequest] = {}
+        # Ids of what is unsent, and cancellations.
+        self._outbox: asyncio.Queue[int | pb.SessionRequest] = asyncio.Queue()
         self._tasks = (asyncio.create_task(self._read()), asyncio.create_task(self._write()))
         self.has_ended = False
 
@@ -48,12 +50,18 @@ class Session:
         self._answers[request_id] = answer
         message = pb.SessionRequest(generate=pb.SessionGenerate(id=request_id, metadata=dict(metadata)))
         message.generate.request.CopyFrom(request)  # one copy of the pictures; a constructor makes several
-        self._outbox.put_nowait(message)
+        self._unsent[request_id] = message
+        self._outbox.put_nowait(request_id)
         return request_id
 
     def leave(self, request_id: int) -> None:
-        """Nobody reads this answer any more: the request is cancelled unless the service has ended it."""
-        if self._answers.pop(request_id, None) is not None:
+        """Nobody reads this answer any more: the request is cancelled unless the service has ended it.
+
+        One that has not been sent never is, and its pictures are let go: a service that takes nothing may
+        keep others waiting for long.
+        """
+        was_sent = self._unsent.pop(request_id, None) is None
+        if self._answers.pop(request_id, None) is not None and was_sent:
             self._outbox.put_nowait(pb.SessionRequest(cancel=pb.SessionCancel(id=request_id)))
 
     async def close(self) -> None:
@@ -81,6 +89,7 @@ class Session:
         self.has_ended = True
         self._call.cancel()
         answers, self._answers = self._answers, {}
+        self._unsent.clear()
         for answer in answers.values():
             answer.fail(_left_over(answer) if error is None else _copy(error))
 
@@ -88,7 +97,10 @@ class Session:
         """gRPC takes one write at a time.  A stream that broke is the reader's to report."""
         with suppress(grpc.RpcError, asyncio.InvalidStateError):
             while True:
-                await self._call.write(await self._outbox.get())
+                entry = await self._outbox.get()
+                message = self._unsent.pop(entry, None) if isinstance(entry, int) else entry
+                if message is not None:
+                    await self._call.write(message)
 
     def _deliver(self, event: pb.SessionEvent) -> None:
         answer = self._answers.get(event.id)

@@ -87,6 +87,14 @@ async def test_leaving_one_cancels_it_and_no_other() -> None:
         assert it.llm.cancels == [first] and not kept.has_ended
 
 
+async def test_one_that_is_left_before_it_is_sent_is_never_sent() -> None:
+    async with line(echo) as it:
+        number, _ = it.ask("a")
+        it.session.leave(number)
+        await read(it.ask("b")[1])
+        assert [request.request_id for request in it.llm.requests] == ["b"] and it.llm.cancels == []
+
+
 async def test_what_has_ended_is_not_cancelled() -> None:
     async with line(echo) as it:
         number, answer = it.ask("a")
