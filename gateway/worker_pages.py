@@ -49,9 +49,10 @@ async def _read(path: Path) -> bytes:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             reader, writer = await asyncio.open_unix_connection(path)
-            page = await reader.read()
-            writer.close()
-            return page
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
     except (OSError, TimeoutError):
         return b""
 
