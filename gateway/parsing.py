@@ -192,7 +192,7 @@ def _rule(kind: str, context: dict[str, Any]) -> str:
             bound = context[key]
             return f"must be {words} {bound:g}" if isinstance(bound, float) else f"must be {words} {bound}"
     if kind == "literal_error":
-        return f"must be one of {context['expected']}"
+        return _literals(context["expected"])
     if kind.endswith("too_short"):
         return "must not be empty"
     if kind.endswith("too_long"):
@@ -204,3 +204,10 @@ def _rule(kind: str, context: dict[str, Any]) -> str:
     if kind == "finite_number":
         return "must be a finite number"
     return "is not valid"
+
+
+def _literals(expected: str) -> str:
+    """`expected` as pydantic joins Python's literals; the only booleans stand alone."""
+    if " or " in expected:
+        return f"must be one of {expected}"
+    return f"must be {expected.lower() if expected in ('True', 'False') else expected}"

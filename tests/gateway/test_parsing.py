@@ -153,7 +153,7 @@ def test_a_body_must_be_an_object(body: bytes) -> None:
         ),
         ({"tools": {}}, "invalid_type", "tools", "an array"),
         ({"tools": [TOOL] * 129}, "invalid_value", "tools", "at most 128"),
-        ({"tools": [{"type": "custom"}]}, "invalid_value", "tools.0.type", "must be one of 'function'"),
+        ({"tools": [{"type": "custom"}]}, "invalid_value", "tools.0.type", "must be 'function'"),
         ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools.0.function", "Missing"),
         ({"tools": [_tool(name="a b")]}, "invalid_value", "tools.0.function.name", "must match"),
         ({"tools": [_tool(name="a" * 65)]}, "invalid_value", "tools.0.function.name", "must match"),
