@@ -48,6 +48,7 @@ class ChunkEncoder:
         self._include_usage = include_usage
         self._usage_in_chunks = include_usage and usage_in_chunks
         self._details = details
+        self._has_shown_media = not details
         self._logprobs = reply.logprobs
         self._silent = set(range(reply.num_choices))  # no role sent yet
         self._open = set(range(reply.num_choices))  # not finished yet
@@ -79,8 +80,9 @@ class ChunkEncoder:
             return b""  # nothing had been said, so no call has begun
         assert isinstance(event, Started)
         self.is_admitted, self._prompt_tokens = True, event.prompt_tokens
-        if not self._details:
+        if self._has_shown_media:  # also when the answer was begun anew
             return b""
+        self._has_shown_media = True
         media = [[asdict(part) for part in parts] for parts in event.media]
         return self._chunk("[]", self._usage_so_far(), {"media": media})
 

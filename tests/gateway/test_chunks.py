@@ -9,7 +9,18 @@ import pytest
 
 from gateway.chunks import ChunkEncoder
 from gateway.completion import Reply
-from gateway.events import CallDelta, Delta, Event, Finished, Part, Started, Timings, TokenLogprob, Usage
+from gateway.events import (
+    CallDelta,
+    Delta,
+    Event,
+    Finished,
+    Part,
+    Restarted,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from protos.errors import ModelError
 
 
@@ -145,6 +156,15 @@ def test_details_are_said_to_those_who_ask() -> None:
     assert clip[0]["timestamp_s"] == 0.5
     names = ("layout", "encode", "queue", "prefill", "decode", "total")
     assert last["details"] == {"timings_ms": dict(zip(names, (1, 2, 3, 4, 5, 6), strict=True))}
+
+
+def test_an_answer_begun_anew_shows_its_media_once() -> None:
+    events = (Started(7, MEDIA), Restarted(), Started(7, MEDIA), Delta(0, "a", 1))
+    assert ["details" in chunk for chunk in chunks_of(encoder_of(details=True), *events)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_others_get_no_details() -> None:
