@@ -156,18 +156,22 @@ class Rank:
 
 
 def run_rank_zero(settings: EngineSettings, checkpoint: Checkpoint, output: IO[str]) -> None:
-    with closing(EngineListener(Path(settings.socket_path))) as listener:
-        host = _load_host(settings, checkpoint, listener)
+    vocab_size = DecoderConfig.from_checkpoint(checkpoint).vocab_size
+    with (
+        closing(EngineListener(Path(settings.socket_path))) as listener,
+        closing(GrammarCompiler(lambda: _grammar_vocabulary(checkpoint, vocab_size))) as grammars,
+    ):
+        host = _load_host(settings, checkpoint, listener, grammars)
         listener.publish()
         print(READY_LINE, file=output, flush=True)
         host.run()
 
 
-def _load_host(settings: EngineSettings, checkpoint: Checkpoint, listener: EngineListener) -> EngineHost:
+def _load_host(
+    settings: EngineSettings, checkpoint: Checkpoint, listener: EngineListener, grammars: GrammarCompiler
+) -> EngineHost:
     others = settings.engine.tensor_parallel_size - 1
     ranks = RankServer(Path(settings.ranks_path), others) if others else None
-    vocab_size = DecoderConfig.from_checkpoint(checkpoint).vocab_size
-    grammars = GrammarCompiler(lambda: _grammar_vocabulary(checkpoint, vocab_size))
     rank = Rank(settings, checkpoint)
     rank.rehearse()
     capacity = rank.plan_capacity(checkpoint)
