@@ -406,15 +406,19 @@ class TestRefusals:
 class TestFailures:
     async def test_a_failed_step_ends_the_request_and_not_the_engine(self) -> None:
         async with front_end() as it:
+            runner = it.engine.runner
+            runner.pace()
+            runner.allow(20)
             generation = Generation(ask(max_tokens=200), it.backends).run()
             while not isinstance(await anext(generation), ChoiceDelta):
                 pass
-            it.engine.runner.failure = RuntimeError("CUDA error at /home/somebody/kernel.cu")
+            runner.failure = RuntimeError("CUDA error at /home/somebody/kernel.cu")
+            runner.unpace()
             with of_kind(ModelError) as raised:
                 async for _ in generation:
                     pass
             assert "somebody" not in raised.value.message
-            it.engine.runner.failure = None
+            runner.failure = None
             assert (await run(it.backends, ask())).text
 
     @pytest.mark.parametrize("pictures", [(), (CAT,)], ids=["text", "picture"])
