@@ -9,6 +9,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from encoder_service import metrics
+from encoder_service.batch_size import BatchSizes
 from encoder_service.batcher import EncodedTile, TileBatcher
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
@@ -26,7 +27,8 @@ def test_stages_are_observed_in_seconds() -> None:
 
 
 async def test_wanted_tiles_are_counted_by_where_they_came_from() -> None:
-    batcher, cache = TileBatcher(lambda tiles: tiles, 1), TileCache(100, 50, to_host=torch.clone)
+    batcher = TileBatcher(lambda tiles: tiles, BatchSizes(1, 1))
+    cache = TileCache(100, 50, to_host=torch.clone)
     flights = TileFlights(batcher, cache)
     metrics.watch_tiles(cache, flights)
     tile = EncodedTile(torch.zeros(10), 1, 1, 1, on_device=torch.zeros(10))

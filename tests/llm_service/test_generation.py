@@ -406,15 +406,19 @@ class TestRefusals:
 class TestFailures:
     async def test_a_failed_step_ends_the_request_and_not_the_engine(self) -> None:
         async with front_end() as it:
+            runner = it.engine.runner
+            runner.pace()
+            runner.allow(20)
             generation = Generation(ask(max_tokens=200), it.backends).run()
             while not isinstance(await anext(generation), ChoiceDelta):
                 pass
-            it.engine.runner.failure = RuntimeError("CUDA error at /home/somebody/kernel.cu")
+            runner.failure = RuntimeError("CUDA error at /home/somebody/kernel.cu")
+            runner.unpace()
             with of_kind(ModelError) as raised:
                 async for _ in generation:
                     pass
             assert "somebody" not in raised.value.message
-            it.engine.runner.failure = None
+            runner.failure = None
             assert (await run(it.backends, ask())).text
 
     @pytest.mark.parametrize("pictures", [(), (CAT,)], ids=["text", "picture"])
@@ -424,14 +428,15 @@ class TestFailures:
             start = time.monotonic()
             with of_kind(DeadlineExceeded):
                 await run(it.with_timeout(0.3), ask("what", *pictures))
-            assert 0.2 < time.monotonic() - start < 0.8
+            assert 0.2 < time.monotonic() - start < 5
 
     async def test_an_engine_that_goes_away(self) -> None:
         async with front_end() as it:
+            it.engine.runner.pace()
+            it.engine.runner.allow(20)
             generation = Generation(ask("what", CAT, max_tokens=200), it.backends).run()
             while not isinstance(await anext(generation), ChoiceDelta):
                 pass
-            it.engine.runner.pace()
             stopping = asyncio.create_task(it.engine.stop())
             with of_kind(Unavailable, "engine"):
                 async for _ in generation:
