@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from llm_service.response_format import ResponseFormat, grammar_text
 from llm_service.tools import ToolUse, with_thought
 from protos.errors import InvalidRequest, Overloaded
 
-CHECK_TIMEOUT_S = 0.5
+CHECK_CPU_S = 0.5  # of the process: a busy machine is not the schema's fault
+WAIT_FACTOR = 10  # for so many times as long its answer is waited for
 START_TIMEOUT_S = 30.0  # of a worker that imports its library on a busy machine
 START_ATTEMPTS = 3
 QUEUE_TIMEOUT_S = 5.0
@@ -31,8 +33,8 @@ log = logging.getLogger(__name__)
 class _Worker:
     """One process; started when first needed, and again after it was killed or has died."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, cpu_s: float) -> None:
+        self._cpu_s = cpu_s
         self._process: asyncio.subprocess.Process | None = None
 
     async def check(self, text: str) -> str | None:
@@ -55,7 +57,7 @@ class _Worker:
 
     async def _ask_in_time(self, text: str) -> str | None:
         try:
-            return await asyncio.wait_for(self._ask(text), self._timeout_s)
+            return await asyncio.wait_for(self._ask(text), WAIT_FACTOR * self._cpu_s)
         except BaseException:  # also cancelled: its answer would be taken for the next one's
             await self.close()
             raise
@@ -87,6 +89,7 @@ class _Worker:
             sys.executable,
             "-m",
             "llm_service.grammar_worker",
+            str(self._cpu_s),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
@@ -106,7 +109,7 @@ class _Worker:
         await self._process.stdin.drain()
         line = await self._process.stdout.readline()
         if not line:
-            raise EOFError
+            raise TimeoutError if await self._process.wait() == -signal.SIGPROF else EOFError
         answer: str | None = json.loads(line)
         return answer
 
@@ -115,11 +118,11 @@ class GrammarChecks:
     """Turns formats into grammars that the engine can build; what was found out once is kept."""
 
     def __init__(
-        self, strips_leading_space: bool, num_workers: int = NUM_WORKERS, timeout_s: float = CHECK_TIMEOUT_S
+        self, strips_leading_space: bool, num_workers: int = NUM_WORKERS, cpu_s: float = CHECK_CPU_S
     ) -> None:
-        """`timeout_s` is what a check may take, its turn and the start of its process not counted."""
+        """`cpu_s` is the CPU time that a check may take."""
         self._strips_leading_space = strips_leading_space
-        self._workers = [_Worker(timeout_s) for _ in range(num_workers)]
+        self._workers = [_Worker(cpu_s) for _ in range(num_workers)]
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         for worker in self._workers:
             self._idle.put_nowait(worker)

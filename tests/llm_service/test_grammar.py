@@ -224,11 +224,11 @@ def test_a_hostile_schema_is_refused(name: str) -> None:
     ],
 )
 def test_large_and_deep_schemas_take_less_than_a_second_one_way_or_the_other(schema: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     try:
         probe(text_of(ResponseFormat(FormatKind.JSON_SCHEMA, schema)))
     except (GrammarError, ValueError) as error:
         assert str(error)
     except Exception as error:
         assert type(error).__name__ == "InvalidRequest"
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -44,17 +43,15 @@ async def test_a_good_format_becomes_a_grammar(make_checks: Callable[..., Gramma
     assert "/a+/" in await checks.grammar(ResponseFormat(FormatKind.REGEX, "a+"))
 
 
-async def test_hostile_formats_are_refused_in_under_a_second_each(
+async def test_hostile_formats_are_refused(
     make_checks: Callable[..., GrammarChecks],
 ) -> None:
     checks = make_checks()
     await checks.grammar(GOOD)  # starts the process
     for name, hostile in HOSTILE.items():
-        began = time.monotonic()
         with pytest.raises(InvalidRequest) as refused:
             await checks.grammar(schema(hostile))
         assert refused.value.field == "response_format.json_schema", name
-        assert time.monotonic() - began < 1.0, name
     with pytest.raises(InvalidRequest, match=r'not supported: \["not"\]'):
         await checks.grammar(schema(HOSTILE["unsupported keyword"]))
     with pytest.raises(InvalidRequest) as refused:
@@ -66,10 +63,26 @@ async def test_hostile_formats_are_refused_in_under_a_second_each(
 async def test_what_takes_too_long_is_refused_and_its_process_replaced(
     make_checks: Callable[..., GrammarChecks],
 ) -> None:
-    checks = make_checks(timeout_s=0.0)
-    for form in (GOOD, schema({"type": "null"}), GOOD):
+    checks = make_checks(cpu_s=0.1)
+    for kind in ("boolean", "null"):
+        assert await checks.grammar(schema({"type": kind}))
+        [process] = [worker._process for worker in checks._workers]
         with pytest.raises(InvalidRequest, match="too complex"):
-            await checks.grammar(form)
+            await checks.grammar(schema(HOSTILE["thousands of optional properties"]))
+        assert process is not None and process.returncode == -signal.SIGPROF
+
+
+async def test_one_that_does_not_answer_is_not_waited_for_for_long(
+    make_checks: Callable[..., GrammarChecks],
+) -> None:
+    checks = make_checks(cpu_s=0.1)
+    assert await checks.grammar(GOOD)
+    [process] = [worker._process for worker in checks._workers]
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(InvalidRequest, match="too complex"):
+        await checks.grammar(schema({"type": "null"}))
+    assert await checks.grammar(schema({"type": "null"}))
 
 
 async def test_a_caller_that_leaves_does_not_give_its_answer_to_the_next(
