@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from encoder_service.container_limits import ContainerLimits
 from encoder_service.fetch_limits import FetchLimits
 from encoder_service.media import ImageLimits
-from protos.ring import SHARED_MEMORY_DIR
 from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
 CPU_BATCH_TILES = 2
+# Of the tile ring. On a GPU tiles are finished there: those of several forwards, and all not sent yet.
+CPU_SLOTS = 32
+GPU_SLOTS = 256
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,12 @@ class EncoderConfig:
         default=120.0,
         metadata={"help": "seconds without a finished forward after which a tower with tiles counts as hung"},
     )
-    tile_ring_dir: str = field(
-        default=SHARED_MEMORY_DIR,
-        metadata={"help": "folder where front ends of this host share memory for tiles; empty: refused"},
+    tile_ring_mib: int = field(
+        default=512,
+        metadata={
+            "help": "most of the memory in which language models of this host read tiles, MiB; at most "
+            f"{CPU_SLOTS} tiles, on a GPU {GPU_SLOTS}; 0: none, all tiles go in messages"
+        },
     )
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     container_limits: ContainerLimits = field(default_factory=ContainerLimits)
@@ -78,6 +83,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.tile_ring_mib < 0:
+            raise ValueError(f"tile_ring_mib must be >= 0, got {self.tile_ring_mib}")
         if self.load_format not in LOAD_FORMATS:
             raise ValueError(
                 f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {self.load_format!r}"

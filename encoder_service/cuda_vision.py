@@ -18,6 +18,7 @@ from encoder_service.batch_size import resolve_batch_sizes
 from encoder_service.batcher import FORWARDS_IN_PROGRESS, ForwardResult
 from encoder_service.gpu_tiling import GpuTiler
 from encoder_service.model.fused_vision import FusedVision
+from encoder_service.tile_slots import TileSlots
 from encoder_service.tiling import Cutter, TilePlan
 from encoder_service.tower_graphs import TowerGraphs, time_forward
 from encoder_service.vision import VisionEncoder, normalized_values
@@ -60,6 +61,7 @@ class CudaVision:
         max_batch_tiles: int = 0,
         cache_bytes: int = 0,
         first_batch_tiles: int = 0,
+        slots: TileSlots | None = None,
     ) -> None:
         """Takes seconds: kernels are compiled and graphs captured.
 
@@ -67,6 +69,7 @@ class CudaVision:
             max_batch_tiles: Of a forward; 0: measured.
             cache_bytes: Of the device's memory, for tiles that stay there; 0: forwards leave none.
             first_batch_tiles: Of a forward that finds the GPU idle; 0: measured.
+            slots: Where embeddings come to the host while there are free ones; front ends read them there.
         """
         start = time.monotonic()
         self.preprocessing = encoder.preprocessing
@@ -79,6 +82,9 @@ class CudaVision:
         self._copies = torch.cuda.Stream(self.device)
         self._reads = torch.cuda.Stream(self.device)  # of cached tiles: they wait for no forward
         self._keeps_tiles = cache_bytes > 0
+        self._slots = slots
+        if slots is not None:
+            slots.pin()
         self.tiler = GpuTiler(self.device, encoder.preprocessing.image_size)
         fused = FusedVision(
             encoder.model.tower, encoder.model.projector, encoder.config, normalized_values(encoder)
@@ -112,6 +118,8 @@ class CudaVision:
             tiles: uint8 [3, S, S] each, at most `batch_sizes.most`; from `make_tiles`, or ready on the GPU or
                 the host.
         """
+        # All of them before the first copy: one that is under way must not lose its slot to an error here.
+        host = [self._new_host_tile() for _ in tiles]
         begun, ended, arrived = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(3))
         with torch.cuda.stream(self._forwards):
             if self.tiler.stream is not None:
@@ -125,7 +133,8 @@ class CudaVision:
                 tile.record_stream(self._forwards)
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(ended)
-            host = [self._new_host_tile().copy_(tile, non_blocking=True) for tile in embeds]
+            for memory, tile in zip(host, embeds, strict=True):
+                memory.copy_(tile, non_blocking=True)
             arrived.record()
         embeds.record_stream(self._copies)
         return CudaForward(host, begun, ended, arrived, on_device)
@@ -154,7 +163,9 @@ class CudaVision:
         return torch.stack([tile for forward in forwards for tile in forward.result().embeds])
 
     def _new_host_tile(self) -> torch.Tensor:
-        return torch.empty(self._output_shape, dtype=self.dtype, pin_memory=True)
+        """Page-locked."""
+        tile = None if self._slots is None else self._slots.new_tile(self._output_shape, self.dtype)
+        return torch.empty(self._output_shape, dtype=self.dtype, pin_memory=True) if tile is None else tile
 
     def _take_pinned_memory(self, max_batch_tiles: int) -> None:
         """The allocator keeps it; from the system a tile takes about 1 ms."""

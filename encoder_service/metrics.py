@@ -27,7 +27,9 @@ CACHE_EVICTIONS = Gauge(
     "tessera_encoder_cache_evictions", "Tiles that had to make room, since the start", ["tier"]
 )
 CACHE_BYTES = Gauge("tessera_encoder_cache_bytes", "Memory of cached tiles, in bytes", ["tier"])
-RINGS_ATTACHED = Gauge("tessera_encoder_rings_attached", "Front ends that share memory with this encoder")
+RING_SLOTS = Gauge(
+    "tessera_encoder_ring_slots_in_use", "Slots of the tile ring that forwards and clients hold"
+)
 TILES_SENT = Counter("tessera_encoder_tiles_sent_total", "Tiles sent, by how they went", ["transport"])
 TILES_SENT_INLINE = TILES_SENT.labels("inline")
 TILES_SENT_IN_SLOTS = TILES_SENT.labels("shared-memory")

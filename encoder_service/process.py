@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from encoder_service.config import EncoderConfig
+from encoder_service.config import CPU_SLOTS, GPU_SLOTS, EncoderConfig
 from encoder_service.servicer import EncoderServicer
+from encoder_service.tile_slots import TileSlots
 from encoder_service.vision import VisionEncoder
 from protos.checkpoint import open_checkpoint
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
-from protos.ring import sweep
 from protos.server import Server, shutdown_signal
 from protos.stall import withdraw_while_stalled
 
@@ -37,13 +36,14 @@ async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
     checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
     device = _resolve_device(config.device)
     vision = await asyncio.to_thread(VisionEncoder.load, checkpoint, device, config.dtype, config.load_format)
-    gpu = await asyncio.to_thread(_prepare_gpu, vision, config) if device.type == "cuda" else None
-    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, gpu)
+    slots = await asyncio.to_thread(_prepare_slots, vision, config)
+    is_gpu = device.type == "cuda"
+    gpu = await asyncio.to_thread(_prepare_gpu, vision, config, slots) if is_gpu else None
+    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, gpu, slots=slots)
     server = Server(config.server, [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
     servicer.watch_load()
-    if config.tile_ring_dir:
-        await asyncio.to_thread(sweep, Path(config.tile_ring_dir))
+    servicer.start()
     port = await server.start()
     shutdown = shutdown_signal()
     watching: asyncio.Task[None] | None = None
@@ -54,11 +54,10 @@ async def serve(config: EncoderConfig, on_ready: Callable[[int], None]) -> None:
         on_ready(port)
         await shutdown.wait()
     finally:
-        servicer.drain()
         await server.stop()
         if watching is not None:  # until here: streams of a tower that hangs are not worth the grace
             watching.cancel()
-        servicer.close()
+        await servicer.stop()
 
 
 async def watch_tower(limit_s: float, servicer: EncoderServicer, server: Server) -> None:
@@ -79,7 +78,16 @@ def _resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _prepare_gpu(vision: VisionEncoder, config: EncoderConfig) -> CudaVision:
+def _prepare_slots(vision: VisionEncoder, config: EncoderConfig) -> TileSlots | None:
+    if not config.tile_ring_mib:
+        return None
+    tile_bytes = vision.config.tokens_per_tile * vision.hidden_size * vision.dtype.itemsize
+    most = GPU_SLOTS if vision.device.type == "cuda" else CPU_SLOTS
+    return TileSlots.create(config.tile_ring_mib << 20, tile_bytes, most)
+
+
+def _prepare_gpu(vision: VisionEncoder, config: EncoderConfig, slots: TileSlots | None) -> CudaVision:
     from encoder_service.cuda_vision import CudaVision  # loads Triton
 
-    return CudaVision(vision, config.max_batch_tiles, config.device_cache_mib << 20, config.first_batch_tiles)
+    cache_bytes = config.device_cache_mib << 20
+    return CudaVision(vision, config.max_batch_tiles, cache_bytes, config.first_batch_tiles, slots)

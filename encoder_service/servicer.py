@@ -26,16 +26,17 @@ from encoder_service.headers import HeaderReader
 from encoder_service.media_fetcher import MediaFetcher
 from encoder_service.medium import Medium
 from encoder_service.pixel_budget import PixelBudget
-from encoder_service.rings import Rings, SlotLease
+from encoder_service.slot_lease import SlotLease
 from encoder_service.stream_reader import Requests, StreamReader, read_grants
 from encoder_service.stream_writer import StreamWriter
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
+from encoder_service.tile_slots import TileSlots
 from encoder_service.tile_stream import MIN_CUT_TILES, TileStream, TileWorkers
 from encoder_service.tiling import Cutter, TilePlan
 from encoder_service.to_proto import done_to_proto, layout_to_proto
 from protos import encoder_pb2, tensor_pb2
-from protos.errors import Overloaded, Unavailable
+from protos.errors import NotFound, Overloaded, ServingError, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.frames import EncodeEvent
 from protos.preprocessing import Preprocessing
@@ -95,8 +96,12 @@ class EncoderServicer:
         vision: Vision,
         gpu: Gpu | None = None,
         fetcher: MediaFetcher | None = None,
+        slots: TileSlots | None = None,
     ) -> None:
-        """With `gpu`, tiles are made and forwards are queued there, and nothing calls `vision.encode`."""
+        """Takes `slots` over, which `gpu` may know too; without them all tiles go inline.
+
+        With `gpu`, tiles are made and forwards are queued there, and nothing calls `vision.encode`.
+        """
         self._config = config
         self._preprocessing = vision.preprocessing
         self._hidden_size = vision.hidden_size
@@ -129,7 +134,7 @@ class EncoderServicer:
             self._fetcher,
             config.max_stream_bytes,
         )
-        self._rings = Rings(config.tile_ring_dir)
+        self._slots = slots
         self._gpu_uuid, self._batch_sizes = "" if gpu is None else gpu.uuid, sizes
         self._stream_ids = count()
         self._streams_open = 0
@@ -159,11 +164,20 @@ class EncoderServicer:
         metrics.STREAMS_OPEN.set_function(lambda: self._streams_open)
         metrics.PIXEL_BYTES.set_function(lambda: self._workers.pixels.used_bytes)
         metrics.watch_tiles(self._cache, self._workers.flights)
-        metrics.RINGS_ATTACHED.set_function(lambda: len(self._rings))
+        if self._slots is not None:
+            metrics.RING_SLOTS.set_function(partial(getattr, self._slots, "num_in_use"))
 
-    def drain(self) -> None:
-        """Let Attach calls end with the last stream that uses their ring."""
-        self._rings.drain()
+    def start(self) -> None:
+        """On the event loop that serves: hand the tiles' memory to those who ask for it."""
+        if self._slots is not None:
+            ring = self._slots.ring
+            asyncio.get_running_loop().add_reader(ring.socket, ring.hand_over)
+
+    async def stop(self) -> None:
+        """Once the server has; the loop must not watch a socket that is closed."""
+        if self._slots is not None:
+            asyncio.get_running_loop().remove_reader(self._slots.ring.socket)
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         self._batcher.close()
@@ -171,6 +185,8 @@ class EncoderServicer:
         self._workers.containers.close()
         self._fetcher.close()
         self._workers.threads.shutdown(cancel_futures=True)
+        if self._slots is not None:
+            self._slots.close()
 
     async def Encode(self, requests: Requests, context: Context) -> AsyncIterator[EncodeEvent]:
         start = time.monotonic_ns()
@@ -179,8 +195,7 @@ class EncoderServicer:
             async with rpc_errors(context):
                 self._refuse_overload()
                 opening, payload_dtype = await self._reader.read_open(requests)
-                ring = opening.ring
-                with closing(self._rings.lease(ring.nonce, ring.stream, ring.slots)) as slots:
+                with closing(self._lease(opening.ring_nonce)) as slots:
                     self._refuse_stalled()
                     announced = media_from_proto(opening.media, self._config, self._preprocessing)
                     media: list[Medium] = []
@@ -195,6 +210,10 @@ class EncoderServicer:
                         grants = asyncio.create_task(read_grants(requests, tiles, media, slots))
                         while (event := await writer.next_event()) is not None:
                             yield event
+                    except ServingError:
+                        # A client that reads behind the end would miss its reason.
+                        await slots.all_returned()
+                        raise
                     finally:
                         await self._end(tiles, grants)
                 yield done_to_proto(tiles.timings, time.monotonic_ns() - start)
@@ -203,15 +222,15 @@ class EncoderServicer:
 
     async def Attach(
         self, request: encoder_pb2.AttachRequest, context: Context
-    ) -> AsyncIterator[encoder_pb2.AttachEvent]:
+    ) -> encoder_pb2.AttachResponse:
+        slots = self._slots
         async with rpc_errors(context):
-            attached = self._rings.attach(request.name, request.nonce, request.num_slots, request.slot_bytes)
-            try:
-                yield encoder_pb2.AttachEvent(attached=encoder_pb2.Attached())
-                while ended := await attached.next_ended():
-                    yield encoder_pb2.AttachEvent(streams_ended=encoder_pb2.StreamsEnded(streams=ended))
-            finally:
-                self._rings.retire(attached)
+            if slots is None:
+                raise NotFound("this encoder shares no memory")
+        geometry = slots.ring.geometry
+        return encoder_pb2.AttachResponse(
+            name=slots.ring.name, num_slots=geometry.num_slots, slot_bytes=geometry.slot_bytes
+        )
 
     async def GetModel(
         self, request: encoder_pb2.GetEncoderModelRequest, context: Context
@@ -258,6 +277,11 @@ class EncoderServicer:
     def _refuse_stalled(self) -> None:
         if self._is_stalled:
             raise _stalled()
+
+    def _lease(self, ring_nonce: bytes) -> SlotLease:
+        """For a client that has our ring mapped; another gets its tiles inline."""
+        slots = self._slots
+        return SlotLease(slots if slots is not None and ring_nonce == slots.ring.nonce else None)
 
     def _writer(
         self, tiles: TileStream, media: list[Medium], slots: SlotLease, payload_dtype: tensor_pb2.DType

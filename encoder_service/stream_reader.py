@@ -10,7 +10,7 @@ from encoder_service.from_proto import AnnouncedMedium
 from encoder_service.headers import HeaderReader
 from encoder_service.media_fetcher import FetchBudget, MediaFetcher
 from encoder_service.medium import Medium
-from encoder_service.rings import SlotLease
+from encoder_service.slot_lease import SlotLease
 from encoder_service.tile_stream import MAX_WAITING_GRANTS, GrantedTile, TileStream
 from protos import encoder_pb2, tensor_pb2
 from protos.errors import DeadlineExceeded, FingerprintMismatch, InvalidRequest
@@ -141,12 +141,12 @@ async def _add_medium(
 
 
 async def read_grants(requests: Requests, tiles: TileStream, media: list[Medium], slots: SlotLease) -> None:
-    """Feed grants until the client half-closes."""
+    """Feed grants and returned slots until the client half-closes."""
     try:
         async for request in requests:
             if request.WhichOneof("message") != "grant":
                 raise InvalidRequest("only grants may follow the media", field="grant")
-            slots.lend(request.grant.slots, "grant.slots")
+            slots.take_back(request.grant.slots)
             for number, granted in enumerate(request.grant.tiles):
                 tiles.grant(_granted_tiles(granted, media, f"grant.tiles[{number}]"))
                 if tiles.num_waiting > MAX_WAITING_GRANTS:
@@ -156,7 +156,7 @@ async def read_grants(requests: Requests, tiles: TileStream, media: list[Medium]
     except Exception as error:
         tiles.fail(error)
     else:
-        slots.end_lending()
+        slots.end_returns()
         tiles.end_grants()
 
 

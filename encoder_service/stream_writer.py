@@ -7,7 +7,7 @@ import asyncio
 from encoder_service import metrics
 from encoder_service.batcher import TileBatcher
 from encoder_service.medium import Medium
-from encoder_service.rings import SlotLease
+from encoder_service.slot_lease import SlotLease
 from encoder_service.tile_stream import MAX_WAITING_GRANTS, FinishedTile, GrantedTile, TileStream
 from protos import encoder_pb2, tensor_pb2
 from protos.errors import DeadlineExceeded, InvalidRequest
@@ -102,12 +102,12 @@ class StreamWriter:
             tile=finished.granted.tile,
             num_tokens=finished.embeds.shape[0],
         )
-        slot = self._slots.place(payload)
-        if slot is None:
+        placed = self._slots.place(payload)
+        if placed is None:
             metrics.TILES_SENT_INLINE.inc()
             return TileFrame(tile, payload)
         metrics.TILES_SENT_IN_SLOTS.inc()
-        tile.slot = slot
+        tile.slot, tile.sequence = placed.slot, placed.sequence
         return tile
 
     async def _payload(self, finished: FinishedTile) -> memoryview:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from protos.channel import ClientTlsConfig
 from protos.directory import parse_target
 from protos.options import HEARTBEAT_INTERVAL_S, MAX_MESSAGE_BYTES
-from protos.ring import SHARED_MEMORY_DIR
 from protos.server import ServerConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -150,13 +149,6 @@ class EncoderPoolConfig:
             "inline from others; inline: always in gRPC messages"
         },
     )
-    tile_ring_mib: int = field(
-        default=128,
-        metadata={"help": "shared memory for tiles on their way from one encoder to this process, MiB"},
-    )
-    tile_ring_dir: str = field(
-        default=SHARED_MEMORY_DIR, metadata={"help": "folder of that memory; encoders must have the same"}
-    )
     tile_payload: str = field(
         default="auto",
         metadata={
@@ -186,7 +178,6 @@ class EncoderPoolConfig:
     def __post_init__(self) -> None:
         _require_one_of("tile_transport", self.tile_transport, TILE_TRANSPORTS)
         _require_one_of("tile_payload", self.tile_payload, TILE_PAYLOADS)
-        _require_at_least("tile_ring_mib", self.tile_ring_mib, 1)
         _require_at_least("initial_credit", self.initial_credit, 0)
         if self.heartbeat_timeout_s <= HEARTBEAT_INTERVAL_S:
             raise ValueError(

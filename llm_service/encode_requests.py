@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 from llm_service.picture import Picture, TileId
-from llm_service.tile_ring import RingLease
 from protos import encoder_pb2, tensor_pb2
 from protos.media import FrameSampling, MediaKind
 from protos.options import MAX_CHUNK_BYTES
@@ -26,10 +25,9 @@ def open_request(
     cache_salt: bytes,
     priority: int,
     initial_credit: int,
-    lease: RingLease | None,
-    slots: Sequence[int],
+    ring_nonce: bytes,
 ) -> encoder_pb2.EncodeRequest:
-    """`slots` are those of the lease that the encoder may write; without a lease tiles come inline."""
+    """Without the nonce of a ring that is mapped here tiles come inline."""
     opening = encoder_pb2.Open(
         request_id=dict(metadata).get("x-request-id", ""),
         media=map(_medium, pictures),
@@ -40,10 +38,9 @@ def open_request(
         priority=priority,
         expected_fingerprint=pictures[0].fingerprint,
     )
-    if lease is not None:
+    if ring_nonce:
         opening.transports.append(encoder_pb2.TRANSPORT_SHARED_MEMORY)
-        opening.ring.nonce, opening.ring.stream = lease.nonce, lease.stream
-        opening.ring.slots.extend(slots)
+        opening.ring_nonce = ring_nonce
     return encoder_pb2.EncodeRequest(open=opening)
 
 
@@ -56,7 +53,7 @@ def chunk_requests(pictures: Sequence[Picture]) -> Iterator[encoder_pb2.EncodeRe
 
 
 def grant_request(tiles: Sequence[TileId], slots: Sequence[int]) -> encoder_pb2.EncodeRequest:
-    """In this order, runs of neighbours as one range."""
+    """In this order, runs of neighbours as one range; `slots` have been read."""
     ranges: list[encoder_pb2.TileRange] = []
     for tile in tiles:
         last = ranges[-1] if ranges else None

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import torch
@@ -15,7 +17,6 @@ from llm_service.config import EncoderPoolConfig
 from llm_service.encode_requests import chunk_requests, grant_request, open_request
 from llm_service.encoder_pool import EncoderConnection
 from llm_service.picture import PartGrid, Picture, PictureLayout, TileId
-from llm_service.tile_ring import RingLease
 from protos import encoder_pb2, tensor_pb2
 from protos.encoder_rpc import EncodeCall
 from protos.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelError, ServingError, Unavailable
@@ -23,7 +24,8 @@ from protos.frames import EncodeEvent, TileFrame
 from protos.options import MAX_FETCH_S
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
-from protos.statuses import carries_our_details, error_from_rpc
+from protos.ring import RingReader
+from protos.statuses import error_from_rpc
 from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_bytes
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
@@ -39,12 +41,19 @@ WRITE_FAILED = "Internal error from Core"
 log = logging.getLogger(__name__)
 
 
-# Lends slots without granting tiles.
-LEND = TileId(-1, -1)
-# As many as the encoder names in a message; of a shorter one some are filled while others are read.
-SLOTS_OF_STREAM = 8
+# Returns slots without granting tiles.
+RETURN = TileId(-1, -1)
 # Times the heartbeat's timeout: one that starves on a busy machine comes back, and nobody else is there.
 LONE_PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class ArrivedTile:
+    tile: TileId
+    embeds: torch.Tensor  # [num_tokens, hidden_size], valid until the next tile is asked for
+    # Asked once `embeds` have been copied: False where the encoder overwrote them, as it may when it has
+    # ended the stream, which then says why; the tile counts as not come.
+    is_whole: Callable[[], bool]
 
 
 class EncodeStream:
@@ -66,9 +75,10 @@ class EncodeStream:
         self._hidden_size = hidden_size
         self._has_substitute = has_substitute
         self._granted: asyncio.Queue[TileId | None] = asyncio.Queue()  # None: half-close
-        self._relent: list[int] = []  # slots that go back to the encoder with the next message
+        self._read_slots: list[int] = []  # that go back to the encoder with the next message
+        self._is_reading = False  # our caller, the tile that came last
         self._due: set[TileId] = set()  # granted or credited, not here yet
-        self._lease: RingLease | None = None
+        self._ring: RingReader | None = None
         self._layouts: list[PictureLayout] = []
         quantized = (tensor_pb2.DTYPE_FLOAT8_E4M3,) if config.tile_payload == "fp8" else ()
         self._payload_dtypes = (*PAYLOAD_DTYPES, *quantized)  # the fingerprint says which of them we mean
@@ -91,9 +101,7 @@ class EncodeStream:
         Raises:
             ServingError: what the encoder refused; Unavailable when it does not answer properly.
         """
-        ring = self.connection.ring
-        self._lease = None if ring is None else ring.lease()
-        slots = self._take_slots(self._most_tiles(initial_credit))
+        self._ring = self.connection.ring
         request = open_request(
             self._pictures,
             self._payload_dtypes,
@@ -101,8 +109,7 @@ class EncodeStream:
             cache_salt,
             priority,
             initial_credit,
-            self._lease,
-            slots,
+            b"" if self._ring is None else self._ring.nonce,
         )
         self._call = self.connection.stub.Encode(self._requests(request), metadata=metadata)
         self._call.add_done_callback(self._ending.note)
@@ -144,10 +151,8 @@ class EncodeStream:
             self.is_open = False
             self._granted.put_nowait(None)
 
-    async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[tuple[TileId, torch.Tensor]]:
-        """Yield (tile, [num_tokens, hidden_size]) until Done; `is_waiting` says whether one is missed.
-
-        A tensor is valid until the next one is asked for.
+    async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[ArrivedTile]:
+        """Yield tiles until Done; `is_waiting` says whether one is missed.
 
         Raises:
             Unavailable: the encoder is gone, silent, or sends what was not asked for.
@@ -157,13 +162,14 @@ class EncodeStream:
         while True:
             event = await self._read()
             for frame in _frames(event):
+                self._is_reading = True
                 yield self._accept_tile(frame)
-                self._return_slot(frame)
-            if self._relent:
-                self._granted.put_nowait(LEND)
+                self._is_reading = False
+                if frame.tile.HasField("slot"):
+                    self._read_slots.append(frame.tile.slot)
+            if self._read_slots or self._has_all:
+                self._granted.put_nowait(RETURN)
             if isinstance(event, encoder_pb2.EncodeResponse) and event.WhichOneof("event") == "done":
-                if self._lease is not None:
-                    self._lease.give_back_all()
                 if self.is_open or self._due:
                     raise Unavailable("the encoder was done too early")
                 return
@@ -182,34 +188,7 @@ class EncodeStream:
         self._granted.put_nowait(None)
         if self._call is not None:
             self._call.cancel()
-        if self._lease is not None:
-            self._lease.close()
-
-    def _most_tiles(self, initial_credit: int) -> int:
-        """That the initial credit can cover, as long as the layout is not known."""
-        return min(
-            initial_credit, sum(picture.max_tiles + picture.use_thumbnail for picture in self._pictures)
-        )
-
-    def _take_slots(self, num_due: int) -> list[int]:
-        """Slots beside those that it has, for a stream of which so many tiles are due.
-
-        The fewer there are, the fewer each gets: one goes round more slowly than eight, but far faster than
-        messages with tiles inside.
-        """
-        if self._lease is None:
-            return []
-        share = max(self._lease.num_free // SLOTS_OF_STREAM, 1)
-        return self._lease.take(min(num_due, SLOTS_OF_STREAM, share) - self._lease.num_lent)
-
-    def _return_slot(self, frame: TileFrame) -> None:
-        """A tile's slot has been read: the encoder has it again while it needs it."""
-        if self._lease is None or not frame.tile.HasField("slot"):
-            return
-        if len(self._due) >= self._lease.num_lent:
-            self._relent.append(frame.tile.slot)
-        else:
-            self._lease.give_back([frame.tile.slot])
+        self._ring = None
 
     @property
     def _layout_timeout_s(self) -> float:
@@ -223,17 +202,28 @@ class EncodeStream:
         for chunk in chunk_requests(self._pictures):
             yield chunk
         while (tiles := await self._next_granted()) is not None:
-            slots, self._relent = self._relent, []
-            slots += self._take_slots(len(self._due))
+            slots, self._read_slots = self._read_slots, []
             if tiles or slots:
                 yield grant_request(tiles, slots)
+        # Half-closed: what is not returned by the stream's end could be overwritten while we read it.
+        while self._ring is not None and not (self._has_all and not self._read_slots):
+            if self._read_slots:
+                slots, self._read_slots = self._read_slots, []
+                yield grant_request([], slots)
+            else:
+                await self._granted.get()
+
+    @property
+    def _has_all(self) -> bool:
+        """Nothing is to come any more, and nothing is being read."""
+        return not (self.is_open or self._due or self._is_reading)
 
     async def _next_granted(self) -> list[TileId] | None:
         """All that was granted since the last message: a step of the engine costs one.  None at the end."""
         tiles: list[TileId] = []
         tile = await self._granted.get()
         while tile is not None:
-            if tile is not LEND:
+            if tile is not RETURN:
                 tiles.append(tile)
             if self._granted.empty():
                 return tiles
@@ -261,9 +251,6 @@ class EncodeStream:
         if self._verdict is not None:
             return self._verdict
         end = self._ending.error or rpc_error
-        # The encoder's handler has ended with this status, and with it what could write.
-        if self._lease is not None and carries_our_details(end):
-            self._lease.give_back_all()
         if end.code() is grpc.StatusCode.OK or end.details() == WRITE_FAILED:
             return Unavailable("the encoder ended the stream too early")
         error = error_from_rpc(end)
@@ -289,10 +276,9 @@ class EncodeStream:
             raise Unavailable("the encoder's visual tokens are of another type than it announced")
         if not all(medium.final and medium.tokens_per_tile for medium in layout.media):
             raise Unavailable("the encoder's layout is not final")
-        if layout.transport == encoder_pb2.TRANSPORT_INLINE and self._lease is not None:
-            self._lease.give_back_all()
-            self._lease.close()
-            self._lease = None
+        if layout.transport == encoder_pb2.TRANSPORT_INLINE and self._ring is not None:
+            self.connection.drop_ring()
+            self._ring = None
         self._dtype = dtype_from_proto(layout.dtype)
         self._layouts = list(map(_picture_layout, layout.media, self._pictures))
 
@@ -303,7 +289,7 @@ class EncodeStream:
             for tile in range(len(layout.tokens_per_tile))
         ]
 
-    def _accept_tile(self, frame: TileFrame) -> tuple[TileId, torch.Tensor]:
+    def _accept_tile(self, frame: TileFrame) -> ArrivedTile:
         tile = TileId(frame.tile.medium, frame.tile.tile)
         if tile not in self._due:
             raise Unavailable("the encoder sent a tile that nobody asked for")
@@ -313,7 +299,7 @@ class EncodeStream:
             raise Unavailable("the encoder sent a malformed tile") from None
         self._due.remove(tile)
         self._last_tile_s = time.monotonic()
-        return tile, embeds
+        return ArrivedTile(tile, embeds, partial(self._is_whole, frame.tile))
 
     def _payload(self, frame: TileFrame, tile: TileId) -> memoryview:
         """Where the tile's bytes are: in a slot of this stream, or in the message."""
@@ -323,10 +309,18 @@ class EncodeStream:
         if not frame.tile.HasField("slot"):
             return frame.payload
         num_bytes = payload_bytes(self._dtype, num_tokens, self._hidden_size)
-        view = None if self._lease is None else self._lease.view(frame.tile.slot, num_bytes)
-        if view is None or frame.tile.slot in self._relent:
-            raise TensorFormatError("the tile is in no slot of its stream")
-        return view
+        ring = self._ring
+        if ring is None or frame.tile.slot >= ring.geometry.num_slots or num_bytes > ring.geometry.slot_bytes:
+            raise TensorFormatError("the tile is in no slot of the encoder's ring")
+        return ring.slot(frame.tile.slot)[:num_bytes]
+
+    def _is_whole(self, tile: encoder_pb2.Tile) -> bool:
+        if not tile.HasField("slot"):
+            return True
+        if self._ring is not None and self._ring.sequence(tile.slot) == tile.sequence:
+            return True
+        self._due.add(TileId(tile.medium, tile.tile))
+        return False
 
     def _embeds(self, tile: TileId, payload: memoryview) -> torch.Tensor:
         num_tokens = self._num_tokens(tile)

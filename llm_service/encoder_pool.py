@@ -6,13 +6,11 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from llm_service.config import EncoderPoolConfig
 from llm_service.ring_client import RingClient
-from llm_service.tile_ring import TileRing
 from protos import encoder_pb2, tensor_pb2
 from protos.channel import is_serving, open_channel
 from protos.directory import Lookup, Replica, look_up
@@ -21,8 +19,7 @@ from protos.errors import FingerprintMismatch, ServingError, Unavailable
 from protos.fingerprint import FingerprintBase
 from protos.placement import Load, choose
 from protos.replicas import Replicas
-from protos.ring import sweep
-from protos.tensors import dtype_from_proto
+from protos.ring import RingReader
 
 POLL_INTERVAL_S = 0.5
 POLL_TIMEOUT_S = 2.0
@@ -88,9 +85,13 @@ class EncoderConnection:
         self._rings.drop()
 
     @property
-    def ring(self) -> TileRing | None:
+    def ring(self) -> RingReader | None:
         """For the tiles of a new stream."""
         return self._rings.ring
+
+    def drop_ring(self) -> None:
+        """The encoder does not know it: it is another process than the one that made it."""
+        self._rings.drop()
 
     async def poll(self) -> None:
         """Ask once and remember the answer.  An encoder that drains says that it is not serving."""
@@ -126,13 +127,13 @@ class EncoderConnection:
         self.model = EncoderModel(
             fingerprint, response.gpu_uuid, response.batch_tiles, response.first_batch_tiles
         )
-        element_bytes = dtype_from_proto(response.payload_dtype).itemsize
-        self._rings.ensure(response.tokens_per_tile * response.hidden_size * element_bytes)
+        self._rings.ensure()
 
     def _lose(self, why: str) -> None:
         if self.model is not None:
             log.warning("encoder %s %s", self.target, why)
         self.model, self.mismatch = None, False
+        self._rings.drop()
 
     async def _poll_forever(self) -> None:
         while True:
@@ -154,8 +155,6 @@ class EncoderPool:
         self._last_fingerprint: bytes | None = None
 
     def start(self) -> None:
-        if self.config.tile_transport == "auto":
-            sweep(Path(self.config.tile_ring_dir))
         self._replicas.start()
 
     async def close(self) -> None:

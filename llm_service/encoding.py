@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from llm_service.encode_stream import ArrivedTile
 from llm_service.encoder_pool import EncoderConnection, EncoderPool
 from llm_service.encoding_part import EncodingPart, shares
 from llm_service.picture import Picture, PictureLayout, TileId
@@ -74,10 +75,16 @@ class Encoding:
         metadata: Metadata,
         cache_salt: bytes,
         priority: int,
-        on_tile: Callable[[TileId, torch.Tensor], None],
+        write: Callable[[TileId, torch.Tensor], None],
+        on_tile: Callable[[TileId], None],
         on_error: Callable[[ServingError], None],
     ) -> None:
-        """`on_tile` gets every wanted tile once, [num_tokens, hidden_size], valid only during the call."""
+        """
+        Args:
+            write: Gets a wanted tile's [num_tokens, hidden_size], valid only during the call; again where
+                what it got turned out to be overwritten meanwhile.
+            on_tile: Called once for every wanted tile, when what was written is right.
+        """
         self._pictures = pictures
         self._pool = pool
         self._layouts = layouts
@@ -85,6 +92,7 @@ class Encoding:
         self._metadata = metadata
         self._cache_salt = cache_salt
         self._priority = priority
+        self._write = write
         self._on_tile = on_tile
         self._on_error = on_error
         self._wanted: set[TileId] = set()
@@ -122,11 +130,12 @@ class Encoding:
         return None if picture.url else self._layouts.get(self._cache_salt, picture.content_hash)
 
     def want(self, tile: TileId) -> None:
-        """Ask for a tile; it comes through `on_tile`, or the request's error through `on_error`."""
+        """Ask for a tile; it comes by `write` and `on_tile`, or the request's error by `on_error`."""
         self.first_grant_ns = self.first_grant_ns or time.monotonic_ns()
         early = self._early.pop(tile, None)
         if early is not None:
-            self._deliver(tile, early)
+            self._write(tile, early)
+            self._deliver(tile)
             return
         self._wanted.add(tile)
         part = self._part_of.get(tile.medium)
@@ -273,8 +282,8 @@ class Encoding:
 
         failure: ServingError | None = None
         try:
-            async for tile, embeds in part.tiles(is_waiting):
-                self._accept(part, tile, embeds)
+            async for arrived in part.tiles(is_waiting):
+                self._accept(part, arrived)
         except ENCODER_FAILURES as error:
             self._give_up_on(part.connection, error)
             failure = error
@@ -290,16 +299,22 @@ class Encoding:
             self._close_part(part)
         await self._reopen(part.media, failure)  # also what was wanted after the half-close
 
-    def _accept(self, part: EncodingPart, tile: TileId, embeds: torch.Tensor) -> None:
+    def _accept(self, part: EncodingPart, arrived: ArrivedTile) -> None:
+        """What is not whole stays wanted."""
+        tile = arrived.tile
         if tile in self._wanted:
-            self._wanted.remove(tile)
-            self._deliver(tile, embeds)
+            self._write(tile, arrived.embeds)
+            if arrived.is_whole():
+                self._wanted.remove(tile)
+                self._deliver(tile)
         elif part.is_open:  # else nobody waits for it any more
-            self._early[tile] = embeds.clone()  # its slot must not wait for the engine
+            early = arrived.embeds.clone()  # its slot must not wait for the engine
+            if arrived.is_whole():
+                self._early[tile] = early
 
-    def _deliver(self, tile: TileId, embeds: torch.Tensor) -> None:
+    def _deliver(self, tile: TileId) -> None:
         self.last_tile_ns = time.monotonic_ns()
-        self._on_tile(tile, embeds)
+        self._on_tile(tile)
 
     def _give_up_on(self, connection: EncoderConnection, error: ServingError) -> None:
         """For this request; for others, too, unless the encoder is only full, or failed at these pictures."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-
-import torch
+from dataclasses import replace
 
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import EncodeStream
+from llm_service.encode_stream import ArrivedTile, EncodeStream
 from llm_service.encoder_pool import EncoderConnection
 from llm_service.picture import Picture, PictureLayout, TileId
 from protos.errors import ServingError
@@ -82,13 +81,14 @@ class EncodingPart:
         self._stream.grant([TileId(numbers[tile.medium], tile.tile) for tile in tiles])
         self.expect(max(self._load, self._stream.num_due))  # it was opened for the tiles wanted by then
 
-    async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[tuple[TileId, torch.Tensor]]:
+    async def tiles(self, is_waiting: Callable[[], bool]) -> AsyncIterator[ArrivedTile]:
         """As those of the stream."""
         assert self._stream is not None
         try:
-            async for tile, embeds in self._stream.tiles(is_waiting):
+            async for arrived in self._stream.tiles(is_waiting):
                 self.expect(max(0, self._load - 1))
-                yield TileId(self.media[tile.medium], tile.tile), embeds
+                tile = arrived.tile
+                yield replace(arrived, tile=TileId(self.media[tile.medium], tile.tile))
         except ServingError as error:
             raise self._in_words_of_the_request(error) from None
 

@@ -105,15 +105,22 @@ class EngineRequest:
         else:
             self.post(grant)
 
-    def store_tile(self, grant: SlotGrant, embeds: torch.Tensor) -> None:
-        """Write [num_tokens, hidden_size] into the granted slot, once; ignored after `close`.
+    def write_tile(self, grant: SlotGrant, embeds: torch.Tensor) -> None:
+        """Write [num_tokens, hidden_size] into the granted slot; ignored after `close`.
 
         Also when the connection has broken: the engine may have given the slot to somebody else.
         """
-        if self._closed or self._client.is_closed:
-            return
-        self._client.memory.write(grant.slot, embeds)
-        self._client.send(TileStored(self._request_id, grant.tile_index))
+        if self._may_write:
+            self._client.memory.write(grant.slot, embeds)
+
+    def announce_tile(self, grant: SlotGrant) -> None:
+        """The slot has been written, and is the engine's from here on; once, ignored after `close`."""
+        if self._may_write:
+            self._client.send(TileStored(self._request_id, grant.tile_index))
+
+    @property
+    def _may_write(self) -> bool:
+        return not (self._closed or self._client.is_closed)
 
     def abort_choice(self, index: int) -> None:
         """End one choice; its outputs that are on their way still come."""

@@ -219,9 +219,13 @@ class Generation:
         self._grants[tile] = grant
         self._encoding.want(tile)
 
-    def _store(self, tile: TileId, embeds: torch.Tensor) -> None:
+    def _write(self, tile: TileId, embeds: torch.Tensor) -> None:
         assert self._engine_request is not None
-        self._engine_request.store_tile(self._grants.pop(tile), embeds)
+        self._engine_request.write_tile(self._grants[tile], embeds)
+
+    def _announce(self, tile: TileId) -> None:
+        assert self._engine_request is not None
+        self._engine_request.announce_tile(self._grants.pop(tile))
 
     def _fail(self, error: ServingError) -> None:
         error.field = self._own_field(error.field)
@@ -342,7 +346,8 @@ class Generation:
             self._request.metadata,
             self._request.cache_salt,
             self._request.priority,
-            on_tile=self._store,
+            write=self._write,
+            on_tile=self._announce,
             on_error=self._fail,
         )
         try:

@@ -22,7 +22,7 @@ STORE_GRANTS = Gauge(
     "Tiles asked of encoders since the engine started, again after an eviction",
 )
 STORE_SLOTS = Gauge("tessera_llm_visual_slots_in_use", "Slots of the visual store that running requests hold")
-RING_SLOTS = Gauge("tessera_llm_ring_slots_lent", "Slots of the encoders' tile rings that streams hold")
+RINGS = Gauge("tessera_llm_rings_mapped", "Encoders whose tiles come through shared memory")
 ENCODERS = Gauge("tessera_llm_encoders_ready", "Encoders that answer and hold the same checkpoint")
 PROMPT_TOKENS = Counter("tessera_llm_prompt_tokens_total", "Prompt tokens of finished requests", ["kind"])
 COMPLETION_TOKENS = Counter("tessera_llm_completion_tokens_total", "Generated tokens of finished requests")
@@ -41,9 +41,7 @@ def watch_load(engine: EngineClient, encoders: EncoderPool) -> None:
     STORE_HITS.set_function(lambda: engine.stats.num_store_hits)
     STORE_GRANTS.set_function(lambda: engine.stats.num_store_grants)
     STORE_SLOTS.set_function(lambda: engine.stats.num_store_slots_in_use)
-    RING_SLOTS.set_function(
-        lambda: sum(each.ring.num_lent for each in encoders.connections if each.ring is not None)
-    )
+    RINGS.set_function(lambda: sum(each.ring is not None for each in encoders.connections))
     ENCODERS.set_function(lambda: encoders.num_ready)
 
 

@@ -39,7 +39,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., chunk: _Optional[_Union[MediaChunk, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("request_id", "media", "payload_dtypes", "transports", "initial_credit", "cache_salt", "priority", "expected_fingerprint", "ring")
+    __slots__ = ("request_id", "media", "payload_dtypes", "transports", "initial_credit", "cache_salt", "priority", "expected_fingerprint", "ring_nonce")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_DTYPES_FIELD_NUMBER: _ClassVar[int]
@@ -48,7 +48,7 @@ class Open(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    RING_FIELD_NUMBER: _ClassVar[int]
+    RING_NONCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     media: _containers.RepeatedCompositeFieldContainer[Medium]
     payload_dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.DType]
@@ -57,18 +57,8 @@ class Open(_message.Message):
     cache_salt: bytes
     priority: int
     expected_fingerprint: bytes
-    ring: OpenRing
-    def __init__(self, request_id: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Medium, _Mapping]]] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., transports: _Optional[_Iterable[_Union[Transport, str]]] = ..., initial_credit: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., priority: _Optional[int] = ..., expected_fingerprint: _Optional[bytes] = ..., ring: _Optional[_Union[OpenRing, _Mapping]] = ...) -> None: ...
-
-class OpenRing(_message.Message):
-    __slots__ = ("nonce", "stream", "slots")
-    NONCE_FIELD_NUMBER: _ClassVar[int]
-    STREAM_FIELD_NUMBER: _ClassVar[int]
-    SLOTS_FIELD_NUMBER: _ClassVar[int]
-    nonce: bytes
-    stream: int
-    slots: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, nonce: _Optional[bytes] = ..., stream: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+    ring_nonce: bytes
+    def __init__(self, request_id: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Medium, _Mapping]]] = ..., payload_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., transports: _Optional[_Iterable[_Union[Transport, str]]] = ..., initial_credit: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., priority: _Optional[int] = ..., expected_fingerprint: _Optional[bytes] = ..., ring_nonce: _Optional[bytes] = ...) -> None: ...
 
 class Medium(_message.Message):
     __slots__ = ("kind", "num_bytes", "url", "tiling", "sampling")
@@ -199,18 +189,20 @@ class PartLayout(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., columns: _Optional[int] = ..., rows: _Optional[int] = ..., has_thumbnail: bool = ..., num_tiles: _Optional[int] = ..., timestamp_s: _Optional[float] = ...) -> None: ...
 
 class Tile(_message.Message):
-    __slots__ = ("medium", "tile", "num_tokens", "slot", "data")
+    __slots__ = ("medium", "tile", "num_tokens", "slot", "sequence", "data")
     MEDIUM_FIELD_NUMBER: _ClassVar[int]
     TILE_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     medium: int
     tile: int
     num_tokens: int
     slot: int
+    sequence: int
     data: bytes
-    def __init__(self, medium: _Optional[int] = ..., tile: _Optional[int] = ..., num_tokens: _Optional[int] = ..., slot: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, medium: _Optional[int] = ..., tile: _Optional[int] = ..., num_tokens: _Optional[int] = ..., slot: _Optional[int] = ..., sequence: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class TilesInSlots(_message.Message):
     __slots__ = ("tiles",)
@@ -247,34 +239,18 @@ class EncodeTimings(_message.Message):
     def __init__(self, decode_ns: _Optional[int] = ..., tile_ns: _Optional[int] = ..., queue_ns: _Optional[int] = ..., encode_ns: _Optional[int] = ..., total_ns: _Optional[int] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
-    __slots__ = ("name", "nonce", "num_slots", "slot_bytes")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    NONCE_FIELD_NUMBER: _ClassVar[int]
-    NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
-    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    nonce: bytes
-    num_slots: int
-    slot_bytes: int
-    def __init__(self, name: _Optional[str] = ..., nonce: _Optional[bytes] = ..., num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ...) -> None: ...
-
-class AttachEvent(_message.Message):
-    __slots__ = ("attached", "streams_ended")
-    ATTACHED_FIELD_NUMBER: _ClassVar[int]
-    STREAMS_ENDED_FIELD_NUMBER: _ClassVar[int]
-    attached: Attached
-    streams_ended: StreamsEnded
-    def __init__(self, attached: _Optional[_Union[Attached, _Mapping]] = ..., streams_ended: _Optional[_Union[StreamsEnded, _Mapping]] = ...) -> None: ...
-
-class Attached(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class StreamsEnded(_message.Message):
-    __slots__ = ("streams",)
-    STREAMS_FIELD_NUMBER: _ClassVar[int]
-    streams: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, streams: _Optional[_Iterable[int]] = ...) -> None: ...
+class AttachResponse(_message.Message):
+    __slots__ = ("name", "num_slots", "slot_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_slots: int
+    slot_bytes: int
+    def __init__(self, name: _Optional[str] = ..., num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ...) -> None: ...
 
 class GetEncoderModelRequest(_message.Message):
     __slots__ = ()

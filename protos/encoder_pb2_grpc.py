@@ -39,10 +39,10 @@ class EncoderStub(object):
                 request_serializer=protos_dot_encoder__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=protos_dot_encoder__pb2.EncodeResponse.FromString,
                 _registered_method=True)
-        self.Attach = channel.unary_stream(
+        self.Attach = channel.unary_unary(
                 '/tessera.v1.Encoder/Attach',
                 request_serializer=protos_dot_encoder__pb2.AttachRequest.SerializeToString,
-                response_deserializer=protos_dot_encoder__pb2.AttachEvent.FromString,
+                response_deserializer=protos_dot_encoder__pb2.AttachResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/tessera.v1.Encoder/GetModel',
@@ -62,8 +62,8 @@ class EncoderServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Lends the encoder a ring of slots in shared memory for tiles; the call lives as long as the ring.
-        NOT_FOUND when the encoder cannot reach it, as on another host: tiles come inline then.
+        """Says where a client of the same host and user is handed the memory in which tiles are finished, to read there.
+        NOT_FOUND when this encoder shares none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,10 +84,10 @@ def add_EncoderServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_encoder__pb2.EncodeRequest.FromString,
                     response_serializer=protos_dot_encoder__pb2.EncodeResponse.SerializeToString,
             ),
-            'Attach': grpc.unary_stream_rpc_method_handler(
+            'Attach': grpc.unary_unary_rpc_method_handler(
                     servicer.Attach,
                     request_deserializer=protos_dot_encoder__pb2.AttachRequest.FromString,
-                    response_serializer=protos_dot_encoder__pb2.AttachEvent.SerializeToString,
+                    response_serializer=protos_dot_encoder__pb2.AttachResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -143,12 +143,12 @@ class Encoder(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/tessera.v1.Encoder/Attach',
             protos_dot_encoder__pb2.AttachRequest.SerializeToString,
-            protos_dot_encoder__pb2.AttachEvent.FromString,
+            protos_dot_encoder__pb2.AttachResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,11 +22,11 @@ class EncoderServicer(Protocol):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[EncodeEvent]: ...
 
-    def Attach(
+    async def Attach(
         self,
         request: encoder_pb2.AttachRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncIterator[encoder_pb2.AttachEvent]: ...
+    ) -> encoder_pb2.AttachResponse: ...
 
     async def GetModel(
         self,
@@ -43,10 +43,10 @@ def add_encoder_servicer(servicer: EncoderServicer, server: grpc.aio.Server) -> 
             request_deserializer=encoder_pb2.EncodeRequest.FromString,
             response_serializer=serialize_event,
         ),
-        "Attach": grpc.unary_stream_rpc_method_handler(
+        "Attach": grpc.unary_unary_rpc_method_handler(
             servicer.Attach,
             request_deserializer=encoder_pb2.AttachRequest.FromString,
-            response_serializer=encoder_pb2.AttachEvent.SerializeToString,
+            response_serializer=encoder_pb2.AttachResponse.SerializeToString,
         ),
         "GetModel": grpc.unary_unary_rpc_method_handler(
             servicer.GetModel,

@@ -1,42 +1,45 @@
-"""Slots in memory that two processes of one host share: the file, what proves it, and how its name goes away.
+"""Slots in memory that one process writes and others of its host read, and how they get at it.
 
-Knows nothing about tiles, streams or gRPC; who may write which slot is agreed elsewhere.
+Only the owner may write: it maps the memory, seals it against other writers and against resizing, and hands
+its descriptor to processes of the same user over a socket without a file, so that nothing is left of one that
+is killed.  A reader may still be late, so every slot has a sequence number, which the owner changes before it
+gives the slot to something else: what was copied is whole if the number is still the one that came with its
+announcement (a seqlock, of which readers only see the end).  Knows nothing about tiles, streams or gRPC.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hmac
-import logging
 import mmap
 import os
 import re
 import secrets
+import socket
 import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-SHARED_MEMORY_DIR = "/dev/shm"
 PAGE_BYTES = 4096
 NONCE_BYTES = 16
+HANDOVER_TIMEOUT_S = 2.0
+_SEQUENCE_BYTES = 8
 # Mapping also fills the page tables: without it the first use of a slot costs 512 page faults.
-_MAP_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-_MAGIC = b"tessera.v1.ring\0"
-_HEADER = struct.Struct("<16s16sQQ")  # magic, nonce, number of slots, bytes of a slot; a page with zeros
-_PREFIX = "tessera-ring-"
-_NAME = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{32}")
-
-log = logging.getLogger(__name__)
+_SHARED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE of Linux 5.1: no new writable mapping, those that are there stay
+_BACKLOG = 64
+_PEER = struct.Struct("3i")  # ucred: process, user, group
+_NAME = re.compile(r"tessera-ring-[0-9a-f]{32}")
 
 
 class RingRefused(ValueError):
-    """It is not the file that was announced; the text is safe to send to whoever announced it."""
+    """It is not the memory that was announced; the text is safe to send to whoever announced it."""
 
 
 @dataclass(frozen=True)
 class RingGeometry:
+    """Of the memory: the sequence numbers, then the slots; each begins at a page."""
+
     num_slots: int
     slot_bytes: int  # a multiple of a page
 
@@ -45,126 +48,159 @@ class RingGeometry:
             raise RingRefused(f"no ring has {self.num_slots} slots of {self.slot_bytes} bytes")
 
     @property
-    def file_bytes(self) -> int:
-        return PAGE_BYTES + self.num_slots * self.slot_bytes
+    def first_slot(self) -> int:
+        """Its offset."""
+        return _pages(self.num_slots * _SEQUENCE_BYTES)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.first_slot + self.num_slots * self.slot_bytes
 
     @classmethod
-    def fitting(cls, total_bytes: int, payload_bytes: int) -> RingGeometry:
-        """As many slots for such payloads as fit; RingRefused where not even one does."""
-        slot_bytes = -(-payload_bytes // PAGE_BYTES) * PAGE_BYTES
-        return cls(total_bytes // max(slot_bytes, 1), slot_bytes)
+    def fitting(cls, total_bytes: int, payload_bytes: int, most_slots: int) -> RingGeometry:
+        """As many slots for such payloads as fit, at most so many; RingRefused where not even one does."""
+        slot_bytes = _pages(payload_bytes)
+        return cls(min(total_bytes // max(slot_bytes, 1), most_slots), slot_bytes)
 
 
-class Ring:
-    """A mapped ring.  Its creator holds a lock on the file for as long as it is mapped there."""
-
-    def __init__(self, fd: int, path: Path, nonce: bytes, geometry: RingGeometry) -> None:
-        """The descriptor stays the caller's: the mapping has its own."""
-        self.path = path
-        self.nonce = nonce
+class _Mapping:
+    def __init__(self, mapped: mmap.mmap, nonce: bytes, geometry: RingGeometry) -> None:
+        self.nonce = nonce  # whoever knows it has been handed the memory
         self.geometry = geometry
-        self._map = mmap.mmap(fd, geometry.file_bytes, flags=_MAP_FLAGS)
+        self._map = mapped
+        self._sequences = memoryview(mapped)[: geometry.num_slots * _SEQUENCE_BYTES].cast("Q")
 
-    @classmethod
-    def create(cls, folder: Path, geometry: RingGeometry) -> Ring:
-        """A new file that only this user may open.
+    def sequence(self, slot: int) -> int:
+        return self._sequences[slot]
 
-        Raises:
-            OSError: the folder is not there, or full.
-        """
-        path = folder / (_PREFIX + secrets.token_hex(16))
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink == 0:  # a sweep came between the two calls
-                raise FileNotFoundError(f"{path} was removed by another process")
-            # Reserving now turns a full folder into an error here instead of a SIGBUS under load.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, geometry.file_bytes)
-            else:
-                os.ftruncate(fd, geometry.file_bytes)
-            os.pwrite(fd, _HEADER.pack(_MAGIC, nonce, geometry.num_slots, geometry.slot_bytes), 0)
-            return cls(fd, path, nonce, geometry)
-        except BaseException:
-            _unlink(path)
-            raise
-        finally:
-            os.close(fd)
-
-    @classmethod
-    def open(cls, folder: Path, name: str, nonce: bytes, geometry: RingGeometry) -> Ring:
-        """The file that another process of this user made in `folder`.
-
-        Raises:
-            RingRefused: it is not there, or not that file.
-        """
-        if _NAME.fullmatch(name) is None:
-            raise RingRefused("no ring has such a name")
-        path = folder / name
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            raise RingRefused("the ring's file cannot be opened here") from error
-        try:
-            _check(fd, nonce, geometry)
-            return cls(fd, path, nonce, geometry)
-        except OSError as error:
-            raise RingRefused("the ring's file cannot be mapped here") from error
-        finally:
-            os.close(fd)
-
-    def unlink(self) -> None:
-        """Remove the name; whoever has the ring mapped keeps it.  Idempotent."""
-        _unlink(self.path)
-
-    def slot(self, index: int) -> memoryview:
-        """[slot_bytes], writable; must be released before `close`."""
-        start = PAGE_BYTES + index * self.geometry.slot_bytes
+    def slot(self, slot: int) -> memoryview:
+        """[slot_bytes]; it keeps the mapping alive."""
+        start = self.geometry.first_slot + slot * self.geometry.slot_bytes
         return memoryview(self._map)[start : start + self.geometry.slot_bytes]
 
     def close(self) -> None:
         """Unmap; where views are left, the mapping goes with the last of them.  Idempotent."""
+        self._sequences.release()
         with suppress(BufferError):
             self._map.close()
 
 
-def sweep(folder: Path) -> int:
-    """Remove the files of processes that were killed, which are those that nobody locks; returns how many."""
-    removed = 0
-    for path in folder.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another user's, in use, or gone meanwhile
-            removed += _NAME.fullmatch(path.name) is not None and _remove_unlocked(path)
-    if removed:
-        log.info("removed %d rings of processes that have gone", removed)
-    return removed
+class Ring(_Mapping):
+    """The owner's side.  Its socket is for an event loop to watch: `hand_over` when it can be read."""
+
+    def __init__(self, fd: int, geometry: RingGeometry) -> None:
+        """Takes the descriptor over once it is made."""
+        super().__init__(
+            mmap.mmap(fd, geometry.num_bytes, flags=_SHARED), secrets.token_bytes(NONCE_BYTES), geometry
+        )
+        _seal(fd)
+        self.name = f"tessera-ring-{secrets.token_hex(16)}"
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.setblocking(False)
+        self.socket.bind(f"\0{self.name}")  # abstract: it is no file, and goes with the process
+        self.socket.listen(_BACKLOG)
+        self._fd = fd
+
+    @classmethod
+    def create(cls, geometry: RingGeometry) -> Ring:
+        """New memory.
+
+        Raises:
+            OSError: there is not enough, or this system is not Linux.
+        """
+        if not hasattr(os, "memfd_create"):
+            raise OSError("memory is shared on Linux only")
+        fd = os.memfd_create("tessera-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            # Reserving now turns a lack of memory into an error here instead of a SIGBUS under load.
+            os.posix_fallocate(fd, 0, geometry.num_bytes)
+            return cls(fd, geometry)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def hand_over(self) -> None:
+        """Give the memory to the process that has connected, if it is this user's; never blocks."""
+        with suppress(OSError):  # it has gone
+            connection, _ = self.socket.accept()
+            with connection:
+                if _peer_user(connection) == os.geteuid():
+                    connection.setblocking(False)
+                    socket.send_fds(connection, [self.nonce], [self._fd])
+
+    def advance(self, slot: int) -> None:
+        """What readers have been told to find there is there no more; called before it is overwritten."""
+        self._sequences[slot] += 1
+
+    def close(self) -> None:
+        super().close()
+        self.socket.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
-def _remove_unlocked(path: Path) -> bool:
-    """Raises OSError where somebody holds the lock."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+class RingReader(_Mapping):
+    """Another process's ring, mapped read-only."""
+
+    @classmethod
+    def receive(cls, name: str, geometry: RingGeometry) -> RingReader:
+        """Of the process that listens under that name on this host; blocks, at most HANDOVER_TIMEOUT_S.
+
+        Raises:
+            RingRefused: it is not there, another user's, or gives something else.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise RingRefused("no ring has such a name")
+        nonce, fds = _receive(name)
+        try:
+            if len(fds) != 1 or len(nonce) != NONCE_BYTES:
+                raise RingRefused("the process with the ring gives something else")
+            _check(fds[0], geometry)
+            return cls(
+                mmap.mmap(fds[0], geometry.num_bytes, flags=_SHARED, prot=mmap.PROT_READ), nonce, geometry
+            )
+        except OSError as error:
+            raise RingRefused("the ring cannot be mapped here") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _pages(num_bytes: int) -> int:
+    return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+
+
+def _seal(fd: int) -> None:
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()  # still under the lock: a creator looks for its name when it has it
-        return True
-    finally:
-        os.close(fd)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | _FUTURE_WRITE)
+    except OSError:  # before Linux 5.1: readers could write, and are of this user and ours
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
 
 
-def _check(fd: int, nonce: bytes, geometry: RingGeometry) -> None:
+def _receive(name: str) -> tuple[bytes, list[int]]:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(HANDOVER_TIMEOUT_S)
+            connection.connect(f"\0{name}")
+            if _peer_user(connection) != os.geteuid():
+                raise RingRefused("the ring is another user's")
+            nonce, fds, _, _ = socket.recv_fds(connection, NONCE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            return nonce, list(fds)
+    except OSError as error:
+        raise RingRefused("no process of this host gives the ring") from error
+
+
+def _peer_user(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[1])
+
+
+def _check(fd: int, geometry: RingGeometry) -> None:
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise RingRefused("the ring's file is not one of this user alone")
-    header = os.pread(fd, _HEADER.size, 0)
-    if status.st_size != geometry.file_bytes or len(header) != _HEADER.size:
-        raise RingRefused("the ring's file has another size than was announced")
-    magic, found, num_slots, slot_bytes = _HEADER.unpack(header)
-    if (magic, num_slots, slot_bytes) != (_MAGIC, geometry.num_slots, geometry.slot_bytes):
-        raise RingRefused("the ring's file has another header than was announced")
-    if not hmac.compare_digest(found, nonce):
-        raise RingRefused("the ring's file has another nonce")
-
-
-def _unlink(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        path.unlink()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != geometry.num_bytes:
+        raise RingRefused("the ring has another size than was announced")
+    sealed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & sealed != sealed:
+        raise RingRefused("the ring could be taken away while it is read")

@@ -19,26 +19,22 @@ SAY = "What does the sign say?"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rings")
-
-
-@pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[Stack]:
-    ring = ("--tile-ring-dir", str(folder))
-    llm = ("--num-kv-blocks", "256", "--tile-ring-mib", "4", *ring)
-    with Stack(embedded_checkpoint(), *llm, encoder_arguments=ring) as running:
+def stack() -> Iterator[Stack]:
+    encoder = ("--tile-ring-mib", "4", "--metrics-port", "0")
+    with Stack(embedded_checkpoint(), "--num-kv-blocks", "256", encoder_arguments=encoder) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def one_ring_without_a_name(stack: Stack, folder: Path) -> Iterator[None]:
-    """Before and after every test."""
-    until(lambda: rings_of(stack.llm) == rings_of(stack.encoder) == 1)
-    assert list(folder.iterdir()) == []
+def one_ring(stack: Stack) -> Iterator[None]:
+    """Before and after every test; all its slots are free."""
+    until(lambda: is_at_rest(stack))
     yield
-    until(lambda: rings_of(stack.llm) == rings_of(stack.encoder) == 1)
-    assert list(folder.iterdir()) == []
+    until(lambda: is_at_rest(stack))
+
+
+def is_at_rest(stack: Stack) -> bool:
+    return rings_of(stack.llm) == rings_of(stack.encoder) == 1 and slots_in_use(stack.encoder) == 0
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -50,7 +46,14 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def rings_of(service: ServiceProcess) -> int:
     """That the process has mapped."""
-    return Path(f"/proc/{service.process.pid}/maps").read_text().count("tessera-ring-")
+    return Path(f"/proc/{service.process.pid}/maps").read_text().count("memfd:tessera-ring")
+
+
+def slots_in_use(encoder: ServiceProcess) -> float:
+    said = next(line for line in reversed(encoder.log) if "metrics on http://" in line)
+    page = httpx.get(said.rpartition(" ")[2].strip()).text
+    name = "tessera_encoder_ring_slots_in_use "
+    return next(float(line.removeprefix(name)) for line in page.splitlines() if line.startswith(name))
 
 
 def ask(stack: Stack, word: str, **more: Any) -> httpx.Response:
@@ -74,8 +77,7 @@ def test_a_killed_encoder(stack: Stack) -> None:
     assert answer(stack, "TAXI") == "TAXI"
 
 
-def test_a_stopped_encoder_has_nobody_s_memory_when_it_goes_on(stack: Stack) -> None:
-    """What it still writes goes into a ring that only itself has mapped."""
+def test_a_stopped_encoder_is_mapped_again_when_it_goes_on(stack: Stack) -> None:
     stack.encoder.pause()
     try:
         assert ask(stack, "EXIT").status_code == 503
@@ -91,7 +93,7 @@ def test_a_stopped_encoder_has_nobody_s_memory_when_it_goes_on(stack: Stack) -> 
 def test_a_killed_front_end(stack: Stack) -> None:
     assert answer(stack, "MUSEUM", cache_salt="a") == "MUSEUM"
     stack.llm.kill()
-    until(lambda: rings_of(stack.encoder) == 0)
+    until(lambda: slots_in_use(stack.encoder) == 0)
     stack.llm.start("--port", str(stack.llm.port))
     stack.wait_ready()
     assert answer(stack, "MUSEUM", cache_salt="b") == "MUSEUM"

@@ -18,17 +18,20 @@ import pytest
 import torch
 
 from encoder_service.metrics import TILES_SENT
+from encoder_service.slot_lease import MOST_AWAY
+from encoder_service.tile_slots import TileSlots
 from llm_service.config import EncoderPoolConfig
-from llm_service.encode_stream import SLOTS_OF_STREAM
-from llm_service.encoder_pool import EncoderPool
+from llm_service.encode_stream import ArrivedTile, EncodeStream
+from llm_service.encoder_pool import EncoderConnection, EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.picture import Picture, TileId
-from llm_service.tile_ring import TileRing
 from protos import encoder_pb2, tensor_pb2
 from protos.checkpoint import open_checkpoint
-from protos.errors import InvalidRequest, NotFound, ServingError
+from protos.encoder_rpc import EncodeCall
+from protos.errors import DeadlineExceeded, InvalidRequest, NotFound, ServingError, Unavailable
 from protos.fingerprint import FingerprintBase, content_hash
-from protos.ring import PAGE_BYTES, Ring, RingGeometry
+from protos.frames import TileFrame
+from protos.ring import RingReader
 from protos.statuses import error_from_rpc
 from tests.checkpoints import make_checkpoint
 from tests.encoder_service.wire import (
@@ -37,16 +40,18 @@ from tests.encoder_service.wire import (
     Answer,
     ScriptedVision,
     Service,
-    chunk,
+    corrupt_pixels,
     finish,
     gradient,
-    opening,
+    make_slots,
     read_layout,
     serving,
     start,
 )
 
 NUM_TILES = 13
+# Of float32: four slots of such tiles are 1 MiB.
+LARGE = 1 << 16
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,7 @@ class Request:
 
     encoding: Encoding
     tiles: dict[int, torch.Tensor]
+    writes: list[TileId]
     errors: list[ServingError]
 
     def want_all(self) -> None:
@@ -85,34 +91,67 @@ class Pair:
     service: Service
 
     @property
-    def ring(self) -> TileRing:
-        ring = self.pool.connections[0].ring
-        assert ring is not None
-        return ring
+    def connection(self) -> EncoderConnection:
+        return self.pool.connections[0]
+
+    @property
+    def ring(self) -> RingReader:
+        assert self.connection.ring is not None
+        return self.connection.ring
+
+    @property
+    def slots(self) -> TileSlots:
+        assert self.service.slots is not None
+        return self.service.slots
 
     async def poll(self) -> None:
-        await self.pool.connections[0].poll()
+        await self.connection.poll()
 
     async def attach(self) -> None:
         """Let the pool have a ring, as its next poll would."""
         await self.poll()
-        await until(lambda: self.pool.connections[0].ring is not None)
+        await until(lambda: self.connection.ring is not None)
 
-    async def request(self, seed: int) -> Request:
+    def restart(self) -> None:
+        """As far as the ring is concerned, and without the pool's notice."""
+        asyncio.get_running_loop().remove_reader(self.slots.ring.socket)
+        self.slots.close()
+        servicer = self.service.servicer
+        servicer._slots = make_slots(self.vision, servicer._config)
+        servicer.start()
+
+    async def picture(self, seed: int) -> Picture:
         data = gradient(seed)
         fingerprint = await self.pool.fingerprint()
-        picture = Picture(data, 1, 12, True, content_hash(data, 1, 12, True, fingerprint), fingerprint)
+        return Picture(data, 1, 12, True, content_hash(data, 1, 12, True, fingerprint), fingerprint)
+
+    async def request(self, seed: int) -> Request:
+        """A tile that is delivered has the values that were written last by then."""
+        written: dict[int, torch.Tensor] = {}
         tiles: dict[int, torch.Tensor] = {}
+        writes: list[TileId] = []
         errors: list[ServingError] = []
 
-        def on_tile(tile: TileId, embeds: torch.Tensor) -> None:
-            tiles[tile.tile] = embeds.float().clone()
+        def write(tile: TileId, embeds: torch.Tensor) -> None:
+            writes.append(tile)
+            written[tile.tile] = embeds.float().clone()
 
-        size = self.vision.hidden_size
+        def on_tile(tile: TileId) -> None:
+            tiles[tile.tile] = written[tile.tile].clone()
+
         encoding = Encoding(
-            [picture], self.pool, LayoutCache(), size, (), b"", 0, on_tile=on_tile, on_error=errors.append
+            [await self.picture(seed)],
+            self.pool,
+            LayoutCache(),
+            self.vision.hidden_size,
+            (),
+            b"",
+            0,
+            write,
+            on_tile=on_tile,
+            on_error=errors.append,
         )
-        return Request(encoding, tiles, errors)
+        return Request(encoding, tiles, writes, errors)
 
     async def fetch(self, seed: int) -> torch.Tensor:
         async with aclosing(await self.request(seed)) as request:
@@ -139,29 +178,51 @@ def counted(**expected: int) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def pair(checkpoint: Path, folder: Path, hidden_size: int = 8, **config: Any) -> AsyncIterator[Pair]:
-    """Afterwards nothing is left: no file, no stream, no task."""
+async def pair(
+    checkpoint: Path,
+    hidden_size: int = 8,
+    ring_mib: int = 1,
+    idle_timeout_s: float = 60.0,
+    **config: Any,
+) -> AsyncIterator[Pair]:
+    """Afterwards nothing is left: no stream, no task, no slot."""
     vision = ScriptedVision(hidden_size)
-    encoder_dir = str(config.pop("encoder_dir", folder))
-    async with serving(checkpoint, vision, tile_ring_dir=encoder_dir) as service:
+    async with serving(checkpoint, vision, idle_timeout_s=idle_timeout_s, tile_ring_mib=ring_mib) as service:
         await service.server.set_serving()
-        settings = EncoderPoolConfig(
-            encoders=(f"127.0.0.1:{service.server.port}",),
-            tile_ring_dir=str(folder),
-            tile_ring_mib=1,
-            **config,
-        )
+        settings = EncoderPoolConfig(encoders=(f"127.0.0.1:{service.server.port}",), **config)
         pool = EncoderPool(settings, FingerprintBase(open_checkpoint(str(checkpoint))))
         try:
             yield Pair(pool, vision, service)
         finally:
             await pool.close()
-    assert not folder.is_dir() or list(folder.iterdir()) == []
+
+
+@asynccontextmanager
+async def alone(checkpoint: Path, hidden_size: int = 8) -> AsyncIterator[Service]:
+    """An encoder whose clients are not ours."""
+    vision = ScriptedVision(hidden_size)
+    async with serving(checkpoint, vision, tile_ring_mib=1) as service:
+        yield service
+
+
+def nonce_of(service: Service) -> bytes:
+    assert service.slots is not None
+    return service.slots.ring.nonce
+
+
+async def read_tiles(call: EncodeCall, num_tiles: int) -> list[encoder_pb2.Tile]:
+    """What is announced; nothing is returned."""
+    tiles: list[encoder_pb2.Tile] = []
+    while len(tiles) < num_tiles:
+        event = await call.read()
+        assert isinstance(event, TileFrame | encoder_pb2.EncodeResponse)
+        tiles += [event.tile] if isinstance(event, TileFrame) else event.tiles.tiles
+    return tiles
 
 
 class TestSharedMemory:
-    async def test_tiles_are_those_that_come_inline(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+    async def test_tiles_are_those_that_come_inline(self, checkpoint: Path) -> None:
+        async with pair(checkpoint) as it:
             with counted(inline=NUM_TILES):
                 inline = await it.fetch(0)
             await it.attach()
@@ -169,23 +230,12 @@ class TestSharedMemory:
                 shared = await it.fetch(0)
         assert torch.equal(inline, shared) and len(inline.unique()) == NUM_TILES
 
-    async def test_the_name_is_gone_as_soon_as_both_have_it(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+    async def test_credited_tiles_that_wait_for_the_engine_hold_no_slot(self, checkpoint: Path) -> None:
+        async with pair(checkpoint) as it:
             await it.attach()
-            assert list(tmp_path.iterdir()) == []
-            await it.fetch(0)
-
-    async def test_credited_tiles_that_wait_for_the_engine_hold_no_slot(
-        self, checkpoint: Path, tmp_path: Path
-    ) -> None:
-        async with pair(checkpoint, tmp_path) as it:
-            await it.attach()
-            num_free = it.ring.num_free
             async with aclosing(await it.request(0)) as request:
                 await request.encoding.layout()
-                await until(
-                    lambda: it.ring.num_free == num_free and len(request.encoding._early) == NUM_TILES
-                )
+                await until(lambda: len(request.encoding._early) == NUM_TILES and it.slots.num_in_use == 0)
                 async with aclosing(await it.request(1)) as other:  # takes the same slots
                     await other.encoding.layout()
                     other.want_all()
@@ -194,196 +244,276 @@ class TestSharedMemory:
                 first = await request.all()
             assert torch.equal(first, await it.fetch(0)) and torch.equal(second, await it.fetch(1))
 
-    async def test_a_tiny_ring_serves_many_requests(self, checkpoint: Path, tmp_path: Path) -> None:
-        """A stream without a slot has its tiles inline: nobody waits for others, and every tile is right."""
-        async with pair(checkpoint, tmp_path, hidden_size=1 << 16) as it:
+    async def test_a_tiny_ring_serves_many_requests(self, checkpoint: Path) -> None:
+        """A tile without a slot comes inline: nobody waits for others, and every tile is right."""
+        async with pair(checkpoint, hidden_size=LARGE) as it:
             await it.attach()
-            assert it.ring.num_free == 4
+            assert it.ring.geometry.num_slots == 4
             together = await asyncio.gather(*(it.fetch(seed) for seed in range(12)))
-            assert it.ring.num_free == 4
+            await until(lambda: it.slots.num_in_use == 0)
             for seed, tiles in enumerate(together):
                 assert torch.equal(tiles, await it.fetch(seed))
 
-    async def test_a_client_that_keeps_its_slots_gets_the_rest_inline(
-        self, checkpoint: Path, tmp_path: Path
-    ) -> None:
-        async with serving(checkpoint, ScriptedVision(), tile_ring_dir=str(tmp_path)) as service:
-            ring, request = open_ring(tmp_path)
-            attached = service.stub.Attach(request)
-            await attached.read()
-            use = encoder_pb2.OpenRing(nonce=ring.nonce, stream=1, slots=[3, 1])
-            call = await start(service, [gradient()], ring=use, initial_credit=NUM_TILES)
-            assert (await read_layout(call)).transport == encoder_pb2.TRANSPORT_SHARED_MEMORY
-            with counted(inline=NUM_TILES - 2, shared_memory=2):
-                slots: list[int] = []
-                while len(slots) < 2:
-                    slots += [tile.slot for tile in (await call.read()).tiles.tiles]
-                answer = Answer()
-                await answer.read(call, NUM_TILES - 2)
-            assert slots == [3, 1] and [tile for _, tile in answer.tiles] == list(range(2, NUM_TILES))
-            await finish(call)
-            attached.cancel()
-            ring.unlink()
-            ring.close()
-            await until(lambda: len(service.servicer._rings) == 0)
-
-    async def test_tiles_larger_than_a_slot_come_inline(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+    async def test_tiles_larger_than_a_slot_come_inline(self, checkpoint: Path) -> None:
+        async with pair(checkpoint) as it:
             await it.attach()
             it.vision.hidden_size = it.service.servicer._hidden_size = 2048  # twice what a slot holds
             with counted(inline=NUM_TILES):
                 assert (await it.fetch(0)).shape == (NUM_TILES, 1, 2048)
 
 
+class TestKeptSlots:
+    async def test_when_none_is_free_the_rest_comes_inline(self, checkpoint: Path) -> None:
+        async with alone(checkpoint, hidden_size=LARGE) as service:
+            call = await start(service, [gradient()], ring_nonce=nonce_of(service), initial_credit=NUM_TILES)
+            assert (await read_layout(call)).transport == encoder_pb2.TRANSPORT_SHARED_MEMORY
+            with counted(inline=NUM_TILES - 4, shared_memory=4):
+                tiles = await read_tiles(call, NUM_TILES)
+            assert [tile.tile for tile in tiles] == list(range(NUM_TILES))
+            assert sorted(tile.slot for tile in tiles[:4]) == [0, 1, 2, 3]
+            assert (await finish(call)).timings is not None
+
+    async def test_a_client_has_some_of_them_at_most(self, checkpoint: Path) -> None:
+        async with alone(checkpoint) as service:
+            pictures, num_tiles = [gradient(0), gradient(1)], 2 * NUM_TILES
+            call = await start(service, pictures, ring_nonce=nonce_of(service), initial_credit=num_tiles)
+            await read_layout(call)
+            with counted(inline=num_tiles - MOST_AWAY, shared_memory=MOST_AWAY):
+                tiles = await read_tiles(call, num_tiles)
+            assert len({tile.slot for tile in tiles if tile.HasField("slot")}) == MOST_AWAY
+            assert (await finish(call)).timings is not None
+
+    @pytest.mark.parametrize("ending", ["cancelled", "half-closed"])
+    async def test_they_are_free_when_the_stream_ends(self, checkpoint: Path, ending: str) -> None:
+        async with alone(checkpoint) as service:
+            call = await start(service, [gradient()], ring_nonce=nonce_of(service), initial_credit=NUM_TILES)
+            await read_layout(call)
+            await service.until_load(slots=NUM_TILES)
+            if ending == "cancelled":
+                call.cancel()
+            else:
+                await read_tiles(call, NUM_TILES)
+                assert (await finish(call)).timings is not None
+            await service.until_load(slots=0)
+
+
 class TestInline:
     @pytest.mark.parametrize(
-        "config",
-        [{"tile_transport": "inline"}, {"encoder_dir": ""}, {"encoder_dir": "/proc"}],
-        ids=["switched off here", "switched off there", "not the same folder"],
+        ("config", "num_lines"),
+        [({"tile_transport": "inline"}, 0), ({"ring_mib": 0}, 1)],
+        ids=["switched off here", "no ring there"],
     )
     async def test_where_no_ring_can_be_had(
-        self, checkpoint: Path, tmp_path: Path, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+        self,
+        checkpoint: Path,
+        config: dict[str, Any],
+        num_lines: int,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        async with pair(checkpoint, tmp_path, **config) as it:
-            with counted(inline=2 * NUM_TILES):
-                await it.fetch(0)
-                await until(lambda: not it.pool.connections[0]._rings._tasks)
-                await it.poll()
-                await it.fetch(1)
+        """It is tried again, and said once."""
+        monkeypatch.setattr("llm_service.ring_client.RETRY_S", 0.0)
+        async with pair(checkpoint, **config) as it:
+            with counted(inline=3 * NUM_TILES):
+                for seed in range(3):
+                    await it.poll()
+                    await until(lambda: it.connection._rings._attaching is None)
+                    await it.fetch(seed)
         said = [record for record in caplog.records if "tiles come inline" in record.getMessage()]
-        assert len(said) == (0 if "tile_transport" in config else 1)
+        assert len(said) == num_lines
 
-    async def test_where_the_folder_is_missing(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with pair(checkpoint, tmp_path / "nowhere") as it:
-            await it.fetch(0)
-            assert it.pool.connections[0].ring is None
-
-
-class TestLimbo:
-    async def test_slots_of_a_cancelled_request_come_back_when_its_stream_has_ended(
-        self, checkpoint: Path, tmp_path: Path
+    async def test_where_the_encoder_is_on_another_host(
+        self, checkpoint: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+        """Its name is nobody's here."""
+        async with pair(checkpoint) as it:
+            it.slots.ring.name = "tessera-ring-" + "0" * 32
+            await it.poll()
+            await until(lambda: it.connection._rings._attaching is None)
+            with counted(inline=NUM_TILES):
+                await it.fetch(0)
+            assert it.connection.ring is None
+        assert "no process of this host gives the ring" in caplog.text
+
+
+class TestLateReader:
+    """The encoder has ended a stream of which tiles have not been read, and their slots have others."""
+
+    async def test_knows_that_its_tiles_are_not_whole(self, checkpoint: Path) -> None:
+        async with pair(checkpoint, idle_timeout_s=0.3) as it:
             await it.attach()
-            num_free = it.ring.num_free
+            pictures = [await it.picture(0)]
+            stream = EncodeStream(it.connection, it.pool.config, pictures, 8, has_substitute=lambda: False)
+            await stream.open((), b"", 0, NUM_TILES)
+            tiles = stream.tiles(lambda: True)
+            first = await anext(tiles)
+            right = first.embeds.clone()
+            assert first.is_whole()
+            await self._overwrite(it)
+            assert not first.is_whole() and not torch.equal(first.embeds, right)
+            with pytest.raises((DeadlineExceeded, Unavailable)):
+                async for arrived in tiles:
+                    assert not arrived.is_whole()
+            assert stream.num_due == NUM_TILES
+            stream.close()
+
+    async def test_delivers_no_tile_that_was_overwritten(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The request asks for it again, or fails where no encoder is left."""
+        read_now = asyncio.Event()
+        tiles_of_stream = EncodeStream.tiles
+
+        async def late_tiles(
+            stream: EncodeStream, is_waiting: Callable[[], bool]
+        ) -> AsyncIterator[ArrivedTile]:
+            async for arrived in tiles_of_stream(stream, is_waiting):
+                await read_now.wait()
+                yield arrived
+
+        async with pair(checkpoint, idle_timeout_s=0.3) as it:
+            await it.attach()
+            expected = await it.fetch(0)
+            monkeypatch.setattr(EncodeStream, "tiles", late_tiles)
+            async with aclosing(await it.request(0)) as request:
+                await request.encoding.layout()
+                request.want_all()
+                await self._overwrite(it)
+                read_now.set()
+                await until(lambda: len(request.tiles) == NUM_TILES or bool(request.errors))
+                assert len(request.writes) > len(request.tiles)
+                for tile, embeds in request.tiles.items():
+                    assert torch.equal(embeds, expected[tile])
+
+    async def _overwrite(self, it: Pair) -> None:
+        """By the tiles of another picture, once the encoder has tired of the stream that is open."""
+        await until(lambda: it.slots.num_in_use > 0)
+        await it.service.until_load(streams=0, slots=0)
+        sequences = self._sequences(it)
+        call = await start(
+            it.service, [gradient(1)], ring_nonce=nonce_of(it.service), initial_credit=NUM_TILES
+        )
+        await read_layout(call)
+        await read_tiles(call, NUM_TILES)
+        await finish(call)
+        changed = [old != new for old, new in zip(sequences, self._sequences(it), strict=True)]
+        assert sum(changed) == NUM_TILES
+
+    def _sequences(self, it: Pair) -> list[int]:
+        return [it.ring.sequence(slot) for slot in range(it.ring.geometry.num_slots)]
+
+
+class TestEndings:
+    async def test_a_cancelled_request(self, checkpoint: Path) -> None:
+        async with pair(checkpoint) as it:
+            await it.attach()
             it.vision.gate.clear()
             request = await it.request(0)
             await request.encoding.layout()
-            assert it.ring.num_free == num_free - SLOTS_OF_STREAM
+            await until(lambda: bool(it.vision.batches))
             await request.aclose()
-            await until(lambda: it.ring.num_free == num_free)
             it.vision.gate.set()
-            assert it.ring.limbo_s == 0
+            await it.service.until_load(streams=0, slots=0)
+            await it.fetch(0)
 
-    async def test_a_refused_request_keeps_no_slot(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+    async def test_a_refusal_behind_tiles_in_slots(self, checkpoint: Path) -> None:
+        """Returning the slots must not replace what the encoder said."""
+        corrupt = corrupt_pixels(gradient(1, format="JPEG"))
+        async with pair(checkpoint) as it:
             await it.attach()
-            num_free = it.ring.num_free
+            for _ in range(10):
+                request = await it.request(0)
+                encoding = request.encoding
+                good = encoding._pictures[0]
+                name = content_hash(corrupt, 1, 12, True, good.fingerprint)
+                bad = replace(good, data=corrupt, content_hash=name)
+                encoding._pictures, encoding._laid_out = [good, bad], [None, None]
+                await encoding.layout()
+                request.want_all()
+                encoding.want(TileId(1, 0))
+                await until(lambda: bool(request.errors))  # noqa: B023
+                await request.aclose()
+                assert [(type(error), error.field) for error in request.errors] == [
+                    (InvalidRequest, "media[1].data")
+                ]
+
+    async def test_a_refused_request(self, checkpoint: Path) -> None:
+        async with pair(checkpoint) as it:
+            await it.attach()
             request = await it.request(0)
             request.encoding._pictures = [replace(request.encoding._pictures[0], data=b"no picture")]
             with pytest.raises(InvalidRequest):
                 await request.encoding.layout()
             await request.aclose()
-            await until(lambda: it.ring.num_free == num_free)
+            await it.service.until_load(streams=0, slots=0)
 
-    async def test_a_ring_with_lost_slots_is_replaced(
-        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """An encoder that never read a stream's Open cannot say that the stream has ended."""
-        async with pair(checkpoint, tmp_path) as it:
-            await it.attach()
-            lost = it.ring
-            lease = lost.lease()
-            lease.take(3)
-            lease.close()
-            monkeypatch.setattr("llm_service.ring_client.LIMBO_TIMEOUT_S", 0.0)
-            await it.poll()
-            await it.attach()
-            assert it.ring is not lost and it.ring.num_free == 256
-            await it.fetch(0)
-
-
-class TestRetiring:
-    async def test_streams_of_a_dropped_ring_finish_on_it(self, checkpoint: Path, tmp_path: Path) -> None:
-        """An encoder that failed one request, and answers, gets a new ring; the others are not disturbed."""
-        async with pair(checkpoint, tmp_path) as it:
+    async def test_streams_of_a_dropped_mapping_finish_on_it(self, checkpoint: Path) -> None:
+        """An encoder that failed one request, and answers, is mapped again; the others are not disturbed."""
+        async with pair(checkpoint) as it:
             await it.attach()
             old = it.ring
             it.vision.gate.clear()
             async with aclosing(await it.request(0)) as request:
                 await request.encoding.layout()
                 request.want_all()
-                it.pool.connections[0].mark_dead()
+                it.connection.mark_dead()
                 await it.attach()
-                assert it.ring is not old and len(it.service.servicer._rings) == 2
+                assert it.ring is not old and it.ring.nonce == old.nonce
                 it.vision.gate.set()
                 with counted(shared_memory=NUM_TILES):
                     await request.all()
-            await until(lambda: len(it.service.servicer._rings) == 1)
             await it.fetch(1)
 
-    async def test_attaching_a_hundred_times_leaks_nothing(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+    async def test_an_encoder_that_has_restarted_is_mapped_again(self, checkpoint: Path) -> None:
+        async with pair(checkpoint) as it:
+            await it.attach()
+            expected, old = await it.fetch(0), it.ring.nonce
+            it.restart()
+            with counted(inline=NUM_TILES):
+                assert torch.equal(await it.fetch(0), expected)
+            assert it.connection.ring is None
+            await it.attach()
+            assert it.ring.nonce != old
+            with counted(shared_memory=NUM_TILES):
+                assert torch.equal(await it.fetch(0), expected)
 
-            def held() -> tuple[int, int]:
-                gc.collect()
-                maps = Path("/proc/self/maps").read_text()
-                return len(os.listdir("/proc/self/fd")), maps.count("tessera-ring-")
+    async def test_attaching_a_hundred_times_leaks_nothing(self, checkpoint: Path) -> None:
+        def held() -> tuple[int, int]:
+            gc.collect()
+            maps = Path("/proc/self/maps").read_text()
+            return len(os.listdir("/proc/self/fd")), maps.count("memfd:tessera-ring")
 
+        async with pair(checkpoint) as it:
             await it.attach()
             await it.fetch(0)
             before = held()
             assert before[1] == 2  # ours and the encoder's
             for number in range(100):
-                it.pool.connections[0].mark_dead()
+                it.connection.mark_dead()
                 await it.attach()
                 if number % 10 == 0:
                     await it.fetch(number)
-            await until(lambda: len(it.service.servicer._rings) == 1)
             await until(lambda: held() == before)
-
-    async def test_an_encoder_that_stops_lets_rings_go_with_their_streams(
-        self, checkpoint: Path, tmp_path: Path
-    ) -> None:
-        async with pair(checkpoint, tmp_path) as it:
-            await it.attach()
-            async with aclosing(await it.request(0)) as request:
-                await request.encoding.layout()
-                it.service.servicer.drain()
-                await it.service.stub.GetModel(encoder_pb2.GetEncoderModelRequest())
-                assert len(it.service.servicer._rings) == 1
-                request.want_all()
-                await request.all()
-            await until(lambda: len(it.service.servicer._rings) == 0)
-            await until(lambda: it.pool.connections[0].ring is None)
+        await until(lambda: held()[1] == 0)
 
 
 class TestPayload:
     @pytest.mark.parametrize("transport", ["auto", "inline"])
     async def test_8_bits_are_nearly_the_same_and_never_mixed_with_16(
-        self, checkpoint: Path, tmp_path: Path, transport: str
+        self, checkpoint: Path, transport: str
     ) -> None:
-        async with pair(checkpoint, tmp_path) as it:
+        async with pair(checkpoint) as it:
             exact = await it.fetch(0)
             own = await it.pool.fingerprint()
-        async with pair(checkpoint, tmp_path, tile_payload="fp8", tile_transport=transport) as it:
+        async with pair(checkpoint, tile_payload="fp8", tile_transport=transport) as it:
             if transport == "auto":
                 await it.attach()
-            close = await it.fetch(0)
+            with counted(**{"shared_memory" if transport == "auto" else "inline": NUM_TILES}):
+                close = await it.fetch(0)
             assert await it.pool.fingerprint() != own
         assert torch.allclose(close, exact, rtol=1 / 16)
 
-
-def open_ring(folder: Path) -> tuple[Ring, encoder_pb2.AttachRequest]:
-    ring = Ring.create(folder, RingGeometry(4, PAGE_BYTES))
-    request = encoder_pb2.AttachRequest(
-        name=ring.path.name, nonce=ring.nonce, num_slots=4, slot_bytes=PAGE_BYTES
-    )
-    return ring, request
-
-    async def test_is_not_made_behind_pictures_that_are_decoded(
-        self, checkpoint: Path, tmp_path: Path
-    ) -> None:
+    async def test_8_bits_are_not_made_behind_pictures_that_are_decoded(self, checkpoint: Path) -> None:
         """No heartbeat is sent meanwhile."""
         vision, decoded = ScriptedVision(), threading.Event()
         vision.gate.clear()
@@ -400,93 +530,46 @@ def open_ring(folder: Path) -> tuple[Ring, encoder_pb2.AttachRequest]:
             assert (await finish(call)).timings is not None
 
 
-BAD_SLOTS: dict[str, tuple[list[int], list[int], str]] = {
-    "not there": ([4], [], "open.ring.slots"),
-    "twice at once": ([1, 1], [], "open.ring.slots"),
-    "not there, granted": ([], [4], "grant.slots"),
-    "lent already": ([1], [1], "grant.slots"),
-}
-
-
 class TestProtocol:
     """What an encoder does with a client that is not ours."""
 
-    @pytest.mark.parametrize("kind", BAD_SLOTS)
-    async def test_slots_that_are_not_the_streams_are_refused(
-        self, checkpoint: Path, tmp_path: Path, kind: str
+    @pytest.mark.parametrize("kind", ["never away", "twice", "not there"])
+    async def test_a_returned_slot_that_the_client_has_not_got_is_refused(
+        self, checkpoint: Path, kind: str
     ) -> None:
-        credited, slots_granted, name = BAD_SLOTS[kind]
-        vision = ScriptedVision()
-        vision.gate.clear()
-        async with serving(checkpoint, vision, tile_ring_dir=str(tmp_path)) as service:
-            ring, request = open_ring(tmp_path)
-            attached = service.stub.Attach(request)
-            assert (await attached.read()).WhichOneof("event") == "attached"
-            use = encoder_pb2.OpenRing(nonce=ring.nonce, stream=1, slots=credited)
-            granted = encoder_pb2.Grant(
-                tiles=[encoder_pb2.TileRange(first_tile=1, num_tiles=1)], slots=slots_granted
-            )
-            messages = (
-                opening([gradient()], ring=use, initial_credit=1),
-                chunk(0, gradient()),
-                encoder_pb2.EncodeRequest(grant=granted),
-            )
-            # What is written behind a refusal may replace its status by gRPC's own.
-            call = service.stub.Encode(iter(messages[: 3 if granted.slots else 1]), timeout=TIMEOUT_S)
+        async with alone(checkpoint) as service:
+            call = await start(service, [gradient()], ring_nonce=nonce_of(service), initial_credit=1)
+            await read_layout(call)
+            [tile] = await read_tiles(call, 1)
+            slots = {"never away": [tile.slot ^ 1], "twice": [tile.slot] * 2, "not there": [1 << 31]}
+            await call.write(encoder_pb2.EncodeRequest(grant=encoder_pb2.Grant(slots=slots[kind])))
             with pytest.raises(grpc.RpcError) as caught:
-                async for event in call:
-                    assert isinstance(event, encoder_pb2.EncodeResponse)
+                await finish(call)
             error = error_from_rpc(caught.value)
-            assert (type(error), error.field) == (InvalidRequest, name)
-            vision.gate.set()
-            if name == "grant.slots":
-                assert (await attached.read()).streams_ended.streams == [1]
-            attached.cancel()
-            ring.unlink()
-            ring.close()
-            await until(lambda: len(service.servicer._rings) == 0)
+            assert (type(error), error.field) == (InvalidRequest, "grant.slots")
 
-    async def test_media_that_are_refused_keep_no_slot(self, checkpoint: Path, tmp_path: Path) -> None:
-        """Their stream has ended like any other: its slots may be lent to the next one."""
-        async with serving(checkpoint, ScriptedVision(), tile_ring_dir=str(tmp_path)) as service:
-            ring, request = open_ring(tmp_path)
-            attached = service.stub.Attach(request)
-            await attached.read()
-            use = encoder_pb2.OpenRing(nonce=ring.nonce, stream=1, slots=[0, 1])
-            refused = service.stub.Encode(iter([opening([], ring=use)]), timeout=TIMEOUT_S)
+    async def test_a_slot_that_another_stream_has_is_refused(self, checkpoint: Path) -> None:
+        async with alone(checkpoint) as service:
+            nonce = nonce_of(service)
+            calls = [await start(service, [gradient()], ring_nonce=nonce, initial_credit=1) for _ in range(2)]
+            for call in calls:
+                await read_layout(call)
+            [[kept], [_]] = [await read_tiles(call, 1) for call in calls]
+            await calls[1].write(encoder_pb2.EncodeRequest(grant=encoder_pb2.Grant(slots=[kept.slot])))
             with pytest.raises(grpc.RpcError) as caught:
-                await refused.read()
-            assert error_from_rpc(caught.value).field == "media"
-            assert (await attached.read()).streams_ended.streams == [1]
-            use.stream = 2
-            call = await start(service, [gradient()], ring=use, initial_credit=1)
-            assert (await read_layout(call)).transport == encoder_pb2.TRANSPORT_SHARED_MEMORY
-            await call.done_writing()
-            while await call.read() is not grpc.aio.EOF:
-                pass
-            assert (await attached.read()).streams_ended.streams == [2]
-            attached.cancel()
-            ring.unlink()
-            ring.close()
-            await until(lambda: len(service.servicer._rings) == 0)
+                await finish(calls[1])
+            assert error_from_rpc(caught.value).field == "grant.slots"
+            assert (await finish(calls[0])).timings is not None
 
-    async def test_a_ring_that_is_not_attached_means_inline(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with serving(checkpoint, ScriptedVision(), tile_ring_dir=str(tmp_path)) as service:
-            use = encoder_pb2.OpenRing(nonce=b"x" * 16, stream=1, slots=[7])
-            call = await start(service, [gradient()], ring=use, initial_credit=NUM_TILES)
+    async def test_a_client_that_has_another_ring_gets_its_tiles_inline(self, checkpoint: Path) -> None:
+        async with alone(checkpoint) as service:
+            call = await start(service, [gradient()], ring_nonce=b"x" * 16, initial_credit=NUM_TILES)
             assert (await read_layout(call)).transport == encoder_pb2.TRANSPORT_INLINE
             answer = await finish(call)
             assert len(answer.tiles) == NUM_TILES and all(answer.payloads)
 
-    async def test_a_ring_is_attached_once(self, checkpoint: Path, tmp_path: Path) -> None:
-        async with serving(checkpoint, ScriptedVision(), tile_ring_dir=str(tmp_path)) as service:
-            ring, request = open_ring(tmp_path)
-            first = service.stub.Attach(request)
-            await first.read()
+    async def test_an_encoder_without_a_ring_names_none(self, checkpoint: Path) -> None:
+        async with serving(checkpoint, ScriptedVision()) as service:
             with pytest.raises(grpc.RpcError) as caught:
-                await service.stub.Attach(request).read()
+                await service.stub.Attach(encoder_pb2.AttachRequest())
             assert type(error_from_rpc(caught.value)) is NotFound
-            first.cancel()
-            ring.unlink()
-            ring.close()
-            await until(lambda: len(service.servicer._rings) == 0)

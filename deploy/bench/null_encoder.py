@@ -18,8 +18,9 @@ from PIL import Image
 
 from encoder_service.batch_size import BatchSizes
 from encoder_service.batcher import ForwardResult
-from encoder_service.config import EncoderConfig
+from encoder_service.config import GPU_SLOTS, EncoderConfig
 from encoder_service.servicer import EncoderServicer
+from encoder_service.tile_slots import TileSlots
 from encoder_service.tiling import Cutter, TilePlan
 from protos.checkpoint import open_checkpoint
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
@@ -56,12 +57,16 @@ class NullVision:
 
 
 class NullGpu:
-    """What a GPU leaves to the rest of the service: finished tiles in host memory, one by one."""
+    """What a GPU leaves to the rest of the service: finished tiles in host memory, one by one.
+
+    In slots of the ring, into which a GPU would write; where none is free, in memory of its own.
+    """
 
     makes_pillows_tiles = True
     uuid = ""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: TileSlots) -> None:
+        self._slots = slots
         self.batch_sizes = BatchSizes(BATCH_TILES, BATCH_TILES)
         self._embeds = list(torch.randn(BATCH_TILES, TOKENS_PER_TILE, HIDDEN_SIZE).bfloat16())
         self._tile = torch.zeros(3, TILE_SIDE, TILE_SIDE, dtype=torch.uint8)
@@ -73,7 +78,13 @@ class NullGpu:
         return [self._tile] * len(tiles)
 
     def launch(self, tiles: Sequence[torch.Tensor]) -> NullForward:
-        return NullForward(self._embeds[: len(tiles)])
+        in_slots = [self._slots.new_tile((TOKENS_PER_TILE, HIDDEN_SIZE), torch.bfloat16) for _ in tiles]
+        return NullForward(
+            [
+                embeds if in_slot is None else in_slot
+                for embeds, in_slot in zip(self._embeds, in_slots, strict=False)
+            ]
+        )
 
     def to_host(self, tile: torch.Tensor) -> torch.Tensor:
         return tile
@@ -90,15 +101,20 @@ class NullForward:
 async def main(folder: Path) -> None:
     config = EncoderConfig(host_cache_mib=0, device_cache_mib=0)  # every tile is made and sent
     base = FingerprintBase(open_checkpoint(str(folder)))
-    servicer = EncoderServicer(config, base, NullVision(), NullGpu())
+    tile_bytes = TOKENS_PER_TILE * HIDDEN_SIZE * torch.bfloat16.itemsize
+    slots = TileSlots.create(config.tile_ring_mib << 20, tile_bytes, GPU_SLOTS)
+    if slots is None:
+        raise SystemExit("there is no shared memory")
+    servicer = EncoderServicer(config, base, NullVision(), NullGpu(slots), slots=slots)
     server = Server(ServerConfig(), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
+    servicer.start()
     port = await server.start()
     await server.set_serving()
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.grpc.stop(0)
-    servicer.close()
+    await servicer.stop()
 
 
 if __name__ == "__main__":

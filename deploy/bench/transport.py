@@ -144,9 +144,11 @@ async def _fetch_all_tiles(pool: EncoderPool, pictures: list[Picture], memory: V
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     missing = TILES_PER_STREAM
 
-    def on_tile(tile: TileId, embeds: torch.Tensor) -> None:
-        nonlocal missing
+    def write(tile: TileId, embeds: torch.Tensor) -> None:
         memory.write(tile.tile, embeds)
+
+    def on_tile(tile: TileId) -> None:
+        nonlocal missing
         missing -= 1
         if not missing:
             done.set_result(None)
@@ -156,7 +158,7 @@ async def _fetch_all_tiles(pool: EncoderPool, pictures: list[Picture], memory: V
 
     salt = os.urandom(16)  # or streams of one picture at a time would share its tiles at the encoder
     encoding = Encoding(
-        pictures, pool, LayoutCache(), HIDDEN_SIZE, (), salt, 0, on_tile=on_tile, on_error=on_error
+        pictures, pool, LayoutCache(), HIDDEN_SIZE, (), salt, 0, write, on_tile=on_tile, on_error=on_error
     )
     try:
         await encoding.layout()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from encoder_service.media import ImageLimits, decode_image
 from encoder_service.servicer import EncoderServicer
 from encoder_service.tile_cache import TileCache
 from encoder_service.tile_flights import TileFlights
+from encoder_service.tile_slots import TileSlots
 from encoder_service.tiling import TileCutter, TilingOptions, plan_tiles
 from encoder_service.vision import VisionEncoder
 from protos import encoder_pb2
@@ -26,7 +26,7 @@ from protos.channel import open_channel
 from protos.checkpoint import Checkpoint
 from protos.encoder_rpc import SERVICE_NAME, EncoderStub, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
-from protos.ring import Ring, RingGeometry
+from protos.ring import Ring, RingGeometry, RingReader
 from protos.server import Server, ServerConfig
 from tests.encoder_service.conftest import KINDS, hf_config, hf_tensors
 from tests.encoder_service.wire import Answer, Service, finish, read_layout, start, until
@@ -208,43 +208,61 @@ async def ask(service: Service, pictures: list[bytes], salt: bytes) -> Answer:
     return await finish(call)
 
 
-async def test_a_ring_gets_the_embeds_that_go_inline(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """From page-locked memory into the slots, for more tiles than the ring has slots."""
+async def test_a_ring_has_the_embeds_that_go_inline(checkpoint: Checkpoint) -> None:
+    """The GPU writes them where a front end reads them."""
     eager = VisionEncoder.load(checkpoint, "cuda")
-    config = EncoderConfig(model="a model", tile_ring_dir=str(tmp_path))
-    servicer = EncoderServicer(config, FingerprintBase(checkpoint), eager, CudaVision(eager, 32))
+    slots = TileSlots(Ring.create(RingGeometry(8, 1 << 18)))
+    servicer = EncoderServicer(
+        EncoderConfig(model="a model", host_cache_mib=0, device_cache_mib=0),
+        FingerprintBase(checkpoint),
+        eager,
+        CudaVision(eager, 32, slots=slots),
+        slots=slots,
+    )
     server = Server(ServerConfig(shutdown_grace_s=0), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
+    servicer.start()
     port = await server.start()
     data = picture(2, 300, 500)
-    ring = Ring.create(tmp_path, RingGeometry.fitting(1 << 20, 1 << 18))
-    num_slots = ring.geometry.num_slots
     try:
         async with open_channel(f"127.0.0.1:{port}") as channel:
             service = Service(servicer, server, channel, EncoderStub(channel), 0)
             inline = await ask(service, [data], b"inline")
-            attached = service.stub.Attach(
-                encoder_pb2.AttachRequest(
-                    name=ring.path.name, nonce=ring.nonce, num_slots=num_slots, slot_bytes=1 << 18
-                )
-            )
-            await attached.read()
-            use = encoder_pb2.OpenRing(nonce=ring.nonce, stream=1, slots=range(num_slots))
-            call = await start(service, [data], initial_credit=100, ring=use)
-            await read_layout(call)
-            slots: list[int] = []
-            while len(slots) < min(num_slots, len(inline.tiles)):
+            reader = await map_ring(await service.stub.Attach(encoder_pb2.AttachRequest()))
+            call = await start(service, [data], initial_credit=100, ring_nonce=reader.nonce)
+            layout = await read_layout(call)
+            assert layout.transport == encoder_pb2.TRANSPORT_SHARED_MEMORY
+            num_read = 0
+            while num_read < min(4, len(inline.tiles)):
                 event = await call.read()
-                slots += [tile.slot for tile in event.tiles.tiles]
-            for slot, payload in zip(slots, inline.payloads, strict=False):
-                with ring.slot(slot) as memory:
-                    ours = torch.frombuffer(bytearray(memory[: len(payload)]), dtype=torch.float32)
-                expected = torch.frombuffer(bytearray(payload), dtype=torch.float32)
-                torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
-            attached.cancel()
+                for tile in event.tiles.tiles:
+                    payload = inline.payloads[inline.tiles.index((tile.medium, tile.tile))]
+                    ours = torch.frombuffer(
+                        bytearray(reader.slot(tile.slot)[: len(payload)]), dtype=torch.float32
+                    )
+                    assert reader.sequence(tile.slot) == tile.sequence
+                    expected = torch.frombuffer(bytearray(payload), dtype=torch.float32)
+                    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
+                    num_read += 1
             call.cancel()
     finally:
-        ring.unlink()
-        ring.close()
         await server.stop()
-        await asyncio.to_thread(servicer.close)
+        await servicer.stop()
+
+
+def test_a_tile_in_a_slot_is_page_locked() -> None:
+    """So its copy does not wait for the GPU."""
+    slots = TileSlots(Ring.create(RingGeometry(8, 1 << 18)))
+    slots.pin()
+    tile = slots.new_tile((16, 64), torch.float32)
+    assert tile is not None and tile.is_pinned()
+    values = torch.randn(16, 64, device="cuda")
+    tile.copy_(values, non_blocking=True)
+    torch.cuda.synchronize()
+    assert torch.equal(tile, values.cpu())
+    slots.close()
+
+
+async def map_ring(response: encoder_pb2.AttachResponse) -> RingReader:
+    geometry = RingGeometry(response.num_slots, response.slot_bytes)
+    return await asyncio.to_thread(RingReader.receive, response.name, geometry)

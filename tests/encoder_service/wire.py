@@ -16,9 +16,10 @@ import grpc
 import torch
 from PIL import Image
 
-from encoder_service.config import EncoderConfig
+from encoder_service.config import CPU_SLOTS, EncoderConfig
 from encoder_service.media_fetcher import MediaFetcher
 from encoder_service.servicer import EncoderServicer, Vision
+from encoder_service.tile_slots import TileSlots
 from protos import encoder_pb2, tensor_pb2
 from protos.channel import open_channel
 from protos.checkpoint import open_checkpoint
@@ -73,6 +74,10 @@ class Service:
     stub: EncoderStub
     idle_tasks: int
 
+    @property
+    def slots(self) -> TileSlots | None:
+        return self.servicer._slots
+
     async def load(self) -> dict[str, int]:
         """What streams hold: all zero when none is left."""
         model = await self.stub.GetModel(encoder_pb2.GetEncoderModelRequest(), timeout=5)
@@ -81,6 +86,7 @@ class Service:
             "tiles": model.tiles_queued,
             "pixel_bytes": self.servicer._workers.pixels.used_bytes,
             "tasks": max(len(asyncio.all_tasks()) - self.idle_tasks, 0),
+            "slots": 0 if self.slots is None else self.slots.num_in_use,
         }
 
     async def until_load(self, **expected: int) -> None:
@@ -90,19 +96,30 @@ class Service:
             await asyncio.sleep(0.005)
 
     async def until_idle(self) -> None:
-        await self.until_load(streams=0, tiles=0, pixel_bytes=0, tasks=0)
+        await self.until_load(streams=0, tiles=0, pixel_bytes=0, tasks=0, slots=0)
 
 
 @asynccontextmanager
 async def serving(
     checkpoint: Path, vision: Vision, fetcher: MediaFetcher | None = None, **config: Any
 ) -> AsyncIterator[Service]:
-    """The service with that vision; at the end it must be idle.  It keeps no tiles unless told to."""
+    """The service with that vision; at the end it must be idle.
+
+    It keeps no tiles and shares no memory unless told to.
+    """
     base = FingerprintBase(open_checkpoint(str(checkpoint)))
-    settings = {"model": "a model", "host_cache_mib": 0, "max_batch_tiles": 16, **config}
-    servicer = EncoderServicer(EncoderConfig(**settings), base, vision, fetcher=fetcher)
+    defaults: dict[str, Any] = {
+        "model": "a model",
+        "host_cache_mib": 0,
+        "max_batch_tiles": 16,
+        "tile_ring_mib": 0,
+    }
+    settings = EncoderConfig(**defaults | config)
+    slots = make_slots(vision, settings)
+    servicer = EncoderServicer(settings, base, vision, fetcher=fetcher, slots=slots)
     server = Server(ServerConfig(shutdown_grace_s=0), [SERVICE_NAME])
     add_encoder_servicer(servicer, server.grpc)
+    servicer.start()
     port = await server.start()
     try:
         async with open_channel(f"127.0.0.1:{port}") as channel:
@@ -113,7 +130,14 @@ async def serving(
             await service.until_idle()
     finally:
         await server.stop()
-        await asyncio.to_thread(servicer.close)
+        await servicer.stop()
+
+
+def make_slots(vision: Vision, config: EncoderConfig) -> TileSlots | None:
+    if not config.tile_ring_mib:
+        return None
+    tile_bytes = vision.preprocessing.tokens_per_tile * vision.hidden_size * vision.dtype.itemsize
+    return TileSlots.create(config.tile_ring_mib << 20, tile_bytes, CPU_SLOTS)
 
 
 async def until(condition: Callable[[], bool]) -> None:

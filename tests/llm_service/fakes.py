@@ -401,7 +401,8 @@ def prompt_input(parts: Parts, max_tokens: int = 4, **options: object) -> Prompt
 def store_granted(request: EngineRequest, prompt: PromptInput, grant: SlotGrant) -> None:
     """What a front end does when the encoder has sent the tile."""
     tile = prompt.tiles[grant.tile_index]
-    request.store_tile(grant, tile_rows(tile.key, tile.num_tokens))
+    request.write_tile(grant, tile_rows(tile.key, tile.num_tokens))
+    request.announce_tile(grant)
 
 
 async def generate(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from protos.fingerprint import content_hash
 from protos.frames import EncodeEvent, TileFrame
 from protos.media import FrameSampling, MediaKind
 from protos.options import SHARED_OPTIONS
+from protos.ring import PAGE_BYTES, Ring, RingGeometry
 from protos.statuses import rpc_errors
 from protos.tensors import tensor_bytes
 
@@ -28,6 +29,7 @@ FINGERPRINT = b"f" * 32
 HIDDEN_SIZE = 1
 TOKENS_PER_TILE = 4
 HEARTBEAT_S = 0.2
+NUM_SLOTS = 4
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -73,10 +75,12 @@ class EncoderSide:
     opening: pb.Open = field(default_factory=pb.Open)
     media: list[bytearray] = field(default_factory=list)
     granted: list[TileId] = field(default_factory=list)
-    grants: int = 0  # messages
+    grants: int = 0  # messages with tiles
+    returned: list[int] = field(default_factory=list)  # slots
     is_half_closed: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     web: dict[str, bytes] = field(default_factory=dict)  # what is there by URL
+    ring: Ring | None = None
 
     async def read_pictures(self) -> None:
         self.opening = (await anext(self.requests)).open
@@ -94,17 +98,18 @@ class EncoderSide:
         return tiles[: self.opening.initial_credit]
 
     async def next_grant(self) -> list[TileId] | None:
-        """None once the client has half-closed."""
+        """No tiles where slots were only returned; None once the client has half-closed."""
         request = await anext(self.requests, None)
         if request is None:
             self.is_half_closed = True
             return None
+        self.returned += request.grant.slots
         tiles = [
             TileId(tiles.medium, tiles.first_tile + offset)
             for tiles in request.grant.tiles
             for offset in range(tiles.num_tiles)
         ]
-        self.grants += 1
+        self.grants += bool(tiles)
         self.granted += tiles
         return tiles
 
@@ -139,6 +144,18 @@ class EncoderSide:
         header = pb.Tile(medium=tile.medium, tile=tile.tile, num_tokens=TOKENS_PER_TILE)
         return TileFrame(header, payload)
 
+    def tile_in_slot(self, tile: TileId, slot: int) -> pb.Tile:
+        frame = self.tile(tile)
+        frame.tile.slot, frame.tile.sequence = slot, self.overwrite(slot, frame.payload)
+        return frame.tile
+
+    def overwrite(self, slot: int, payload: bytes | memoryview) -> int:
+        """The slot's sequence from here on."""
+        assert self.ring is not None
+        self.ring.advance(slot)
+        self.ring.slot(slot)[: len(payload)] = payload
+        return self.ring.sequence(slot)
+
 
 def is_picture(medium: pb.Medium) -> bool:
     return medium.kind == pb.MEDIA_KIND_IMAGE
@@ -156,6 +173,25 @@ Script = Callable[[EncoderSide], AsyncIterator[EncodeEvent]]
 
 def heartbeat() -> pb.EncodeResponse:
     return pb.EncodeResponse(heartbeat=pb.Heartbeat())
+
+
+@contextmanager
+def small_ring(is_wanted: bool) -> Iterator[Ring | None]:
+    """Handed over by the running event loop."""
+    if not is_wanted:
+        yield None
+        return
+    ring, loop = Ring.create(RingGeometry(NUM_SLOTS, PAGE_BYTES)), asyncio.get_running_loop()
+    loop.add_reader(ring.socket, ring.hand_over)
+    try:
+        yield ring
+    finally:
+        loop.remove_reader(ring.socket)
+        ring.close()
+
+
+def in_slots(*tiles: pb.Tile) -> pb.EncodeResponse:
+    return pb.EncodeResponse(tiles=pb.TilesInSlots(tiles=tiles))
 
 
 def done() -> pb.EncodeResponse:
@@ -223,14 +259,14 @@ WELL_BEHAVED = beating(honest)
 
 
 class ScriptedEncoder:
-    """Records its streams; `fingerprint`, `tiles_queued` and `script` may change at any time."""
+    """Records its streams; all that is public may change at any time."""
 
-    def __init__(self, script: Script = WELL_BEHAVED, num_tiles: int = 3) -> None:
+    def __init__(self, script: Script = WELL_BEHAVED, num_tiles: int = 3, ring: Ring | None = None) -> None:
         self.script = script
         self.num_tiles = num_tiles
         self.fingerprint = FINGERPRINT
         self.tiles_queued = 0
-        self.takes_rings = False
+        self.ring = ring
         self.gpu_uuid, self.batch_tiles, self.first_batch_tiles = "", 0, 0
         self.web: dict[str, bytes] = {}
         self.sides: list[EncoderSide] = []
@@ -245,7 +281,7 @@ class ScriptedEncoder:
         self, requests: AsyncIterator[pb.EncodeRequest], context: Context
     ) -> AsyncIterator[EncodeEvent]:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
-        side = EncoderSide(requests, self.num_tiles, self.fingerprint, metadata, web=self.web)
+        side = EncoderSide(requests, self.num_tiles, self.fingerprint, metadata, web=self.web, ring=self.ring)
         self.sides.append(side)
         try:
             async with rpc_errors(context):
@@ -254,12 +290,15 @@ class ScriptedEncoder:
         finally:
             side.ended.set()
 
-    async def Attach(self, request: pb.AttachRequest, context: Context) -> AsyncIterator[pb.AttachEvent]:
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
         async with rpc_errors(context):
-            if not self.takes_rings:
-                raise NotFound("this encoder takes no rings")
-            yield pb.AttachEvent(attached=pb.Attached())
-            await hang()
+            if self.ring is None:
+                raise NotFound("this encoder shares no memory")
+            geometry = self.ring.geometry
+            return pb.AttachResponse(
+                name=self.ring.name, num_slots=geometry.num_slots, slot_bytes=geometry.slot_bytes
+            )
+        raise AssertionError("rpc_errors ends the call")
 
     async def GetModel(
         self, request: pb.GetEncoderModelRequest, context: Context
@@ -269,7 +308,7 @@ class ScriptedEncoder:
             compute_dtype=tensor_pb2.DTYPE_FLOAT32,
             payload_dtype=tensor_pb2.DTYPE_FLOAT32,
             hidden_size=HIDDEN_SIZE,
-            tokens_per_tile=TOKENS_PER_TILE if self.takes_rings else 0,
+            tokens_per_tile=TOKENS_PER_TILE,
             tiles_queued=self.tiles_queued,
             gpu_uuid=self.gpu_uuid,
             batch_tiles=self.batch_tiles,

@@ -7,9 +7,8 @@ import gc
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,9 +30,11 @@ from protos.errors import (
 )
 from protos.frames import EncodeEvent, TileFrame
 from protos.options import MAX_CHUNK_BYTES
+from protos.ring import PAGE_BYTES
 from tests.llm_service.scripted_encoder import (
     FINGERPRINT,
     HIDDEN_SIZE,
+    NUM_SLOTS,
     WELL_BEHAVED,
     EncoderSide,
     FixedBase,
@@ -45,9 +46,11 @@ from tests.llm_service.scripted_encoder import (
     encoders,
     hang,
     heartbeat,
+    in_slots,
     make_picture,
     refuses,
     serve_grants,
+    small_ring,
     tile_values,
 )
 
@@ -69,8 +72,9 @@ class Line:
 
     async def read(self, count: int, is_waiting: bool = True) -> list[tuple[TileId, torch.Tensor]]:
         tiles: list[tuple[TileId, torch.Tensor]] = []
-        async for item in self.stream.tiles(lambda: is_waiting):
-            tiles.append(item)
+        async for arrived in self.stream.tiles(lambda: is_waiting):
+            tiles.append((arrived.tile, arrived.embeds.clone()))
+            assert arrived.is_whole()
             if len(tiles) == count:
                 break
         return tiles
@@ -85,18 +89,23 @@ async def line(
     script: Script = WELL_BEHAVED,
     pictures: list[Picture] = PICTURES,
     num_tiles: int = 3,
-    takes_rings: bool = False,
+    has_ring: bool = False,
     has_substitute: Callable[[], bool] = lambda: True,
     **config: Any,
 ) -> AsyncIterator[Line]:
-    """Afterwards nothing may be left: no stream counted, no task, no call at the encoder."""
+    """With `has_ring` the encoder has a ring, and it is mapped.
+
+    Afterwards nothing may be left: no stream counted, no task, no call at the encoder.
+    """
     before = asyncio.all_tasks()
-    encoder = ScriptedEncoder(script, num_tiles)
-    encoder.takes_rings = takes_rings
+    rings = ExitStack()
+    ring = rings.enter_context(small_ring(has_ring))
+    encoder = ScriptedEncoder(script, num_tiles, ring)
     async with encoders(encoder) as [target]:
         settings = EncoderPoolConfig(encoders=(target,), **config)
         connection = EncoderConnection(target, settings, FixedBase())  # type: ignore[arg-type]
         await connection.poll()
+        await until(lambda: ring is None or connection.ring is not None)
         stream = EncodeStream(connection, settings, pictures, HIDDEN_SIZE, has_substitute)
         try:
             yield Line(stream, encoder, connection)
@@ -107,6 +116,13 @@ async def line(
             await assert_ended(encoder)
             await assert_no_tasks_but(before, of="encode_stream")
             await connection.close()
+            rings.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def assert_ended(encoder: ScriptedEncoder, seconds: float = 1.0) -> None:
@@ -337,10 +353,8 @@ def frame(medium: int, tile: int, size: int = 16) -> TileFrame:
     return TileFrame(header, memoryview(b"\0" * size))
 
 
-def in_slots(*slots: int) -> encoder_pb2.EncodeResponse:
-    """Tiles (0, 1), (0, 2), ... in these slots."""
-    tiles = [encoder_pb2.Tile(tile=tile, num_tokens=4, slot=slot) for tile, slot in enumerate(slots, 1)]
-    return encoder_pb2.EncodeResponse(tiles=encoder_pb2.TilesInSlots(tiles=tiles))
+def second_tile_in(slot: int) -> encoder_pb2.EncodeResponse:
+    return in_slots(encoder_pb2.Tile(tile=1, num_tokens=4, slot=slot))
 
 
 class TestBrokenProtocol:
@@ -356,7 +370,7 @@ class TestBrokenProtocol:
             after_layout(frame(1, 2)),
             after_layout(TileFrame(encoder_pb2.Tile(tile=1, num_tokens=3), memoryview(bytes(16)))),
             after_layout(TileFrame(encoder_pb2.Tile(tile=1, num_tokens=4, slot=0), memoryview(b""))),
-            after_layout(in_slots(0)),
+            after_layout(second_tile_in(0)),
             after_layout(done()),
             after_layout(),
         ],
@@ -381,23 +395,33 @@ class TestBrokenProtocol:
             with of_kind(Unavailable, "encoder"):
                 await it.read(99)
 
-    @pytest.mark.parametrize("slots", [(8,), (255,), (1 << 31,), (0, 0)])
-    async def test_a_slot_that_was_not_lent(self, slots: tuple[int, ...], tmp_path: Path) -> None:
-        """With one that was, twice in one message: by then it has been read and may be lent again."""
+    @pytest.mark.parametrize("slot", [NUM_SLOTS, 255, (1 << 32) - 1])
+    async def test_a_slot_that_the_ring_has_not(self, slot: int) -> None:
+        async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
+            yield second_tile_in(slot)
+            await hang()
+
+        async with line(script, has_ring=True) as it:
+            await it.open(initial_credit=3)
+            with of_kind(Unavailable, "malformed"):
+                await it.read(99)
+
+    async def test_a_tile_larger_than_its_slot(self) -> None:
+        num_tokens = PAGE_BYTES // torch.float32.itemsize + 1
 
         async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
             await side.read_pictures()
-            assert sorted(side.opening.ring.slots) == [0, 1, 2]
-            yield side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
-            yield side.tile(TileId(0, 0))
-            yield in_slots(*slots)
+            layout = side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
+            for medium in layout.layout.media:
+                medium.tokens_per_tile[:] = [num_tokens]
+            yield layout
+            yield in_slots(encoder_pb2.Tile(num_tokens=num_tokens, slot=0))
             await hang()
 
-        config = {"tile_ring_dir": str(tmp_path), "tile_ring_mib": 1}
-        async with line(script, takes_rings=True, **config) as it:
-            while it.connection.ring is None:
-                await asyncio.sleep(0.005)
-            await it.open(initial_credit=3)
+        async with line(script, has_ring=True) as it:
+            await it.open(initial_credit=1)
             with of_kind(Unavailable, "malformed"):
                 await it.read(99)
 
@@ -407,6 +431,115 @@ class TestBrokenProtocol:
             it.stream.half_close()
             with of_kind(Unavailable, "too early"):
                 await it.read(99)
+
+
+async def one_slot_each(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+    """Credited tiles, from the last slot to the first; and Done after the half-close."""
+    await side.read_pictures()
+    yield side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
+    for number, tile in enumerate(side.credited(), 1):
+        yield in_slots(side.tile_in_slot(tile, NUM_SLOTS - number))
+    while await side.next_grant() is not None:
+        pass
+    yield done()
+
+
+async def waits_for_the_half_close(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+    await side.read_pictures()
+    yield side.layout()
+    while await side.next_grant() is not None:
+        pass
+    for tile in side.credited():
+        yield side.tile(tile)
+    yield done()
+
+
+class TestRing:
+    async def test_one_that_is_mapped_is_named_and_its_tiles_are_right(self) -> None:
+        async with line(beating(one_slot_each), has_ring=True) as it:
+            await it.open(initial_credit=2)
+            opening = it.side.opening
+            assert it.connection.ring is not None and opening.ring_nonce == it.connection.ring.nonce
+            assert encoder_pb2.TRANSPORT_SHARED_MEMORY in opening.transports
+            tiles = await it.read(2)
+            assert [tile for tile, _ in tiles] == [TileId(0, 0), TileId(0, 1)]
+            for tile, embeds in tiles:
+                assert torch.equal(embeds, tile_values(b"a cat", tile.tile))
+
+    async def test_several_tiles_of_one_message_go_back_together(self) -> None:
+        async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
+            yield in_slots(*(side.tile_in_slot(TileId(0, tile), tile) for tile in range(3)))
+            assert await side.next_grant() == [] and side.returned == [0, 1, 2]
+            yield side.tile(TileId(1, 0))
+            await hang()
+
+        async with line(beating(script), has_ring=True) as it:
+            await it.open(initial_credit=4)
+            assert len(await it.read(4)) == 4
+
+    async def test_a_slot_is_returned_once_its_tile_has_been_read(self) -> None:
+        async with line(beating(one_slot_each), has_ring=True) as it:
+            await it.open(initial_credit=2)
+            tiles = it.stream.tiles(lambda: True)
+            await anext(tiles)
+            await asyncio.sleep(0.05)
+            assert it.side.returned == []
+            await anext(tiles)
+            await until(lambda: it.side.returned == [3])
+
+    async def test_the_half_close_comes_after_the_last_return(self) -> None:
+        async with line(beating(one_slot_each), has_ring=True) as it:
+            await it.open(initial_credit=2)
+            it.stream.half_close()
+            tiles = it.stream.tiles(lambda: True)
+            for returned in ([], [3]):
+                await anext(tiles)
+                await asyncio.sleep(0.05)
+                assert it.side.returned == returned and not it.side.is_half_closed
+            assert [tile async for tile in tiles] == []
+            assert it.side.returned == [3, 2] and it.side.is_half_closed
+
+    async def test_without_one_the_half_close_comes_at_once(self) -> None:
+        async with line(beating(waits_for_the_half_close)) as it:
+            await it.open(initial_credit=2)
+            it.stream.half_close()
+            assert len(await it.read(99)) == 2
+
+    async def test_one_that_the_encoder_does_not_know_is_dropped(self) -> None:
+        """It has restarted meanwhile; there is nothing to return to it."""
+        async with line(beating(waits_for_the_half_close), has_ring=True) as it:
+            await it.open(initial_credit=2)
+            assert it.side.opening.ring_nonce and it.connection.ring is None
+            it.stream.half_close()
+            assert len(await it.read(99)) == 2
+
+    async def test_an_overwritten_tile_is_not_whole_and_still_due(self) -> None:
+        async def script(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout(transport=encoder_pb2.TRANSPORT_SHARED_MEMORY)
+            yield in_slots(*(side.tile_in_slot(TileId(0, tile), tile) for tile in range(2)))
+            side.overwrite(0, b"another tile")
+            yield done()
+
+        async with line(script, has_ring=True) as it:
+            await it.open(initial_credit=2)
+            it.stream.half_close()
+            await asyncio.sleep(0.1)
+            tiles = it.stream.tiles(lambda: True)
+            assert not (await anext(tiles)).is_whole() and it.stream.num_due == 2
+            assert (await anext(tiles)).is_whole() and it.stream.num_due == 1
+            with of_kind(Unavailable, "too early"):
+                await anext(tiles)
+
+    async def test_closing_while_tiles_are_due_after_the_half_close(self) -> None:
+        """`line` asserts that no task is left."""
+        async with line(beating(one_slot_each), has_ring=True) as it:
+            await it.open(initial_credit=1)
+            it.stream.half_close()
+            await asyncio.sleep(0.05)
+            assert not it.side.is_half_closed
 
 
 class TestStatuses:
@@ -487,7 +620,7 @@ class TestStatuses:
             assert "somebody" not in raised.value.message
 
     async def test_a_refusal_of_our_own_messages_is_not_the_callers_fault(self) -> None:
-        error = InvalidRequest("a slot is lent twice", field="open.ring.slots")
+        error = InvalidRequest("slot 3 is not on its way", field="grant.slots")
         async with line(refuses(error)) as it:
             with of_kind(ModelError, "encoder"):
                 await it.open()

@@ -317,7 +317,7 @@ class TestHealth:
             await until_ready(pool, 0)
             stream.grant([TileId(0, 0), TileId(0, 1)])
             tiles = stream.tiles(is_waiting=lambda: True)
-            assert [(await anext(tiles))[0].tile for _ in range(2)] == [0, 1]
+            assert [(await anext(tiles)).tile.tile for _ in range(2)] == [0, 1]
             stream.close()
 
 
@@ -365,8 +365,8 @@ class TestNames:
             await until_ready(pool, 1)
             assert set(await choices(pool)) == {second.target}
             stream.grant([TileId(0, 2)])
-            tile, _ = await anext(stream.tiles(is_waiting=lambda: True))
-            assert tile == TileId(0, 2)
+            arrived = await anext(stream.tiles(is_waiting=lambda: True))
+            assert arrived.tile == TileId(0, 2)
             stream.close()
             async with asyncio.timeout(10):
                 while pool._replicas.leaving:

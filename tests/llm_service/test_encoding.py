@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderPool
 from llm_service.encoding import Encoding, LayoutCache
 from llm_service.picture import Picture, PictureLayout, TileId
+from protos.encoder_pb2 import TRANSPORT_SHARED_MEMORY
 from protos.errors import (
     DeadlineExceeded,
     FingerprintMismatch,
@@ -44,10 +45,12 @@ from tests.llm_service.scripted_encoder import (
     hang,
     heartbeat,
     honest,
+    in_slots,
     make_picture,
     make_url_picture,
     refuses,
     serve_grants,
+    small_ring,
     tile_values,
 )
 from tests.llm_service.test_encode_stream import assert_ended, assert_no_tasks_but
@@ -80,13 +83,16 @@ class Request:
             (("x-request-id", "r"),),
             self.cache_salt,
             0,
+            write=self.write,
             on_tile=self.take,
             on_error=self.fail,
         )
 
-    def take(self, tile: TileId, embeds: torch.Tensor) -> None:
-        self.tiles.append(tile)
+    def write(self, tile: TileId, embeds: torch.Tensor) -> None:
         self.values[tile] = embeds.clone()
+
+    def take(self, tile: TileId) -> None:
+        self.tiles.append(tile)
         self.news.set()
 
     def fail(self, error: ServingError) -> None:
@@ -168,15 +174,20 @@ async def agreeing(scripted: list[ScriptedEncoder], want: bool = True) -> AsyncI
 
 
 @asynccontextmanager
-async def scene(*scripts: Script, together: bool = True, **config: Any) -> AsyncIterator[Scene]:
+async def scene(
+    *scripts: Script, together: bool = True, has_ring: bool = False, **config: Any
+) -> AsyncIterator[Scene]:
     """Encoders in the pool's order of preference, which both pictures share unless they are not `together`.
 
-    Afterwards no call, no stream, no load and no task is left.
+    With `has_ring` they share one.  Afterwards no call, no stream, no load and no task is left.
     """
     before = asyncio.all_tasks()
-    scripted = [ScriptedEncoder(num_tiles=NUM_TILES) for _ in scripts or (honest,)]
+    rings = ExitStack()
+    ring = rings.enter_context(small_ring(has_ring))
+    scripted = [ScriptedEncoder(num_tiles=NUM_TILES, ring=ring) for _ in scripts or (honest,)]
     async with agreeing(scripted, together) as targets:
-        pool = EncoderPool(EncoderPoolConfig(encoders=tuple(targets), **config), FixedBase())  # type: ignore[arg-type]
+        settings = EncoderPoolConfig(encoders=tuple(targets), **config)
+        pool = EncoderPool(settings, FixedBase())  # type: ignore[arg-type]
         it = Scene(scripted, pool, LayoutCache())
         await it.find_order()
         for encoder, script in zip(it.in_order(), scripts, strict=False):
@@ -195,6 +206,7 @@ async def scene(*scripts: Script, together: bool = True, **config: Any) -> Async
             assert [connection.load.own for connection in pool.connections] == [0] * len(targets)
             await assert_no_tasks_but(before)
             await pool.close()
+            rings.close()
 
 
 def all_correct(request: Request, tiles: list[TileId] = ALL) -> bool:
@@ -621,9 +633,12 @@ class TestFailover:
             assert all_correct(request, ALL[:2]) and not request.errors
 
     async def test_a_bug_of_ours_ends_the_request(self) -> None:
+        def broken(tile: TileId, embeds: torch.Tensor) -> None:
+            raise IndexError(tile)
+
         async with scene(initial_credit=0) as it:
             request = it.request()
-            request.encoding._on_tile = lambda tile, embeds: embeds[99]
+            request.encoding._write = broken
             await request.encoding.layout()
             request.encoding.want(ALL[0])
             assert type(await request.failed()) is ModelError
@@ -636,6 +651,63 @@ async def waits_for(event: asyncio.Event, side: EncoderSide) -> AsyncIterator[En
     await event.wait()
     async for served in serve_grants(side, side.credited()):
         yield served
+
+
+class TestOverwrittenTiles:
+    """The encoder has ended the stream, and says so behind the tiles that it sent before."""
+
+    async def test_one_that_is_wanted_is_asked_of_the_next_encoder(self) -> None:
+        async def hasty(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout(transport=TRANSPORT_SHARED_MEMORY)
+            await side.next_grant()
+            yield one_overwritten(side)
+            raise Unavailable("going down")
+
+        async with scene(hasty, honest, has_ring=True, initial_credit=0) as it:
+            await all_attached(it)
+            request = it.request()
+            await request.encoding.layout()
+            request.encoding.want(ALL[0])
+            request.encoding.want(ALL[1])
+            await request.arrived(2)
+            assert request.tiles == [ALL[1], ALL[0]] and all_correct(request, ALL[:2])
+            assert asked(it.in_order()[1].sides[0]) == [ALL[0]]
+
+    async def test_one_that_is_not_wanted_yet_is_not_kept(self) -> None:
+        may_end = asyncio.Event()
+
+        async def hasty(side: EncoderSide) -> AsyncIterator[EncodeEvent]:
+            await side.read_pictures()
+            yield side.layout(transport=TRANSPORT_SHARED_MEMORY)
+            yield one_overwritten(side)
+            await may_end.wait()
+            raise Unavailable("going down")
+
+        async with scene(hasty, honest, has_ring=True, initial_credit=2) as it:
+            await all_attached(it)
+            request = it.request()
+            await request.encoding.layout()
+            await until(lambda: bool(request.encoding._early))
+            assert list(request.encoding._early) == [ALL[1]]
+            request.encoding.want(ALL[0])
+            request.encoding.want(ALL[1])
+            assert request.tiles == [ALL[1]]
+            may_end.set()
+            await request.arrived(2)
+            assert all_correct(request, ALL[:2])
+            assert asked(it.in_order()[1].sides[0]) == [ALL[0]]
+
+
+def one_overwritten(side: EncoderSide) -> EncodeEvent:
+    """Of the first two tiles the first."""
+    tiles = [side.tile_in_slot(tile, slot) for slot, tile in enumerate(ALL[:2])]
+    side.overwrite(0, b"another tile")
+    return in_slots(*tiles)
+
+
+async def all_attached(it: Scene) -> None:
+    await until(lambda: all(connection.ring is not None for connection in it.pool.connections))
 
 
 class TestSeveralEncoders:

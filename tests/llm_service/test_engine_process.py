@@ -92,7 +92,8 @@ async def tokens_of(client, prompt, embeds=None):
         while True:
             event = await asyncio.wait_for(request.next_event(), 60)
             if isinstance(event, SlotGrant):
-                request.store_tile(event, embeds[event.tile_index])
+                request.write_tile(event, embeds[event.tile_index])
+                request.announce_tile(event)
             elif isinstance(event, SequenceOutput):
                 tokens += [token.token_id for token in event.tokens]
                 if event.finish_reason is not None:

@@ -14,9 +14,10 @@ from typing import Any
 
 import grpc
 
-from encoder_service.config import EncoderConfig
+from encoder_service.config import CPU_SLOTS, EncoderConfig
 from encoder_service.media_fetcher import MediaFetcher
 from encoder_service.servicer import EncoderServicer
+from encoder_service.tile_slots import TileSlots
 from encoder_service.vision import VisionEncoder
 from llm_service.config import EncoderPoolConfig, EngineConfig, LLMConfig
 from llm_service.engine_host import EngineHost
@@ -84,9 +85,8 @@ class ScriptedEncoder:
 
     async def Attach(
         self, request: encoder_pb2.AttachRequest, context: Context
-    ) -> AsyncIterator[encoder_pb2.AttachEvent]:
-        async for event in self._servicer.Attach(request, context):
-            yield event
+    ) -> encoder_pb2.AttachResponse:
+        return await self._servicer.Attach(request, context)
 
     async def GetModel(
         self, request: encoder_pb2.GetEncoderModelRequest, context: Context
@@ -113,17 +113,20 @@ async def running_encoder(
     config = EncoderConfig(model=str(folder), server=ServerConfig(shutdown_grace_s=0), device="cpu")
     checkpoint = open_checkpoint(config.model)
     vision = VisionEncoder.load(checkpoint, "cpu")
-    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, fetcher=fetcher)
+    tile_bytes = vision.config.tokens_per_tile * vision.hidden_size * vision.dtype.itemsize
+    slots = TileSlots.create(1 << 20, tile_bytes, CPU_SLOTS)
+    servicer = EncoderServicer(config, FingerprintBase(checkpoint), vision, fetcher=fetcher, slots=slots)
     server = Server(config.server, [SERVICE_NAME])
     encoder = ScriptedEncoder(servicer, 0, server)
     add_encoder_servicer(encoder, server.grpc)
+    servicer.start()
     encoder.target = f"127.0.0.1:{await server.start()}"
     await server.set_serving()
     try:
         yield encoder
     finally:
         await server.stop()
-        servicer.close()
+        await servicer.stop()
 
 
 @dataclass

@@ -60,10 +60,10 @@ class ScriptedEncoder:
 
     async def Attach(
         self, request: encoder_pb2.AttachRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[encoder_pb2.AttachEvent]:
+    ) -> encoder_pb2.AttachResponse:
         async with rpc_errors(context):
-            raise NotFound("this encoder takes no rings")
-        yield encoder_pb2.AttachEvent()
+            raise NotFound("this encoder shares no memory")
+        raise AssertionError("rpc_errors ends the call")
 
 
 @asynccontextmanager

@@ -1,201 +1,389 @@
-"""A ring's file: who may open it, what is refused, and that nothing of it stays."""
+"""A ring's memory: who is given it, what they can do with it, what is refused, and that nothing stays."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import mmap
 import os
-import resource
+import secrets
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from select import select
 
 import pytest
 
-from protos.ring import PAGE_BYTES, Ring, RingGeometry, RingRefused, sweep
+from protos import ring as module
+from protos.ring import NONCE_BYTES, PAGE_BYTES, Ring, RingGeometry, RingReader, RingRefused
 
 GEOMETRY = RingGeometry(num_slots=3, slot_bytes=2 * PAGE_BYTES)
-STALE = "tessera-ring-" + "0" * 32
+NONCE = bytes(range(NONCE_BYTES))
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+PATIENCE_S = 5.0
 
 
 @pytest.fixture
-def ring(tmp_path: Path) -> Iterator[Ring]:
-    created = Ring.create(tmp_path, GEOMETRY)
+def ring() -> Iterator[Ring]:
+    created = Ring.create(GEOMETRY)
     yield created
-    created.unlink()
     created.close()
 
 
-def open_again(ring: Ring, folder: Path) -> Ring:
-    return Ring.open(folder, ring.path.name, ring.nonce, ring.geometry)
+@pytest.fixture
+def reader(ring: Ring) -> Iterator[RingReader]:
+    received = receive(ring)
+    yield received
+    received.close()
 
 
-def mappings_of(name: str) -> int:
-    return Path("/proc/self/maps").read_text().count(name)
+def receive(ring: Ring, geometry: RingGeometry = GEOMETRY) -> RingReader:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(hand_over, ring)
+        return RingReader.receive(ring.name, geometry)
+
+
+def hand_over(ring: Ring) -> None:
+    select([ring.socket], [], [], PATIENCE_S)
+    ring.hand_over()
+
+
+def connect(ring: Ring) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(f"\0{ring.name}")
+    return connection
+
+
+def receive_by_hand(ring: Ring) -> tuple[bytes, list[int]]:
+    with connect(ring) as connection:
+        ring.hand_over()
+        message, fds, _, _ = socket.recv_fds(connection, 2 * NONCE_BYTES, 2)
+    return message, list(fds)
+
+
+def num_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def num_mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("/memfd:tessera-ring (deleted)")
 
 
 class TestSharing:
-    def test_what_one_writes_the_other_reads_also_without_a_name(self, ring: Ring, tmp_path: Path) -> None:
-        other = open_again(ring, tmp_path)
-        ring.unlink()
-        assert list(tmp_path.iterdir()) == []
+    def test_a_reader_sees_what_the_owner_writes(self, ring: Ring, reader: RingReader) -> None:
         for slot in range(GEOMETRY.num_slots):
-            with other.slot(slot) as memory:
-                memory[:] = bytes([slot + 1]) * GEOMETRY.slot_bytes
+            ring.slot(slot)[:] = bytes([slot + 1]) * GEOMETRY.slot_bytes
         for slot in range(GEOMETRY.num_slots):
-            with ring.slot(slot) as memory:
-                assert bytes(memory) == bytes([slot + 1]) * GEOMETRY.slot_bytes
+            assert bytes(reader.slot(slot)) == bytes([slot + 1]) * GEOMETRY.slot_bytes
+
+    def test_a_reader_sees_it_also_after_the_owner_has_closed(self, ring: Ring, reader: RingReader) -> None:
+        ring.slot(2)[:3] = b"abc"
+        ring.close()
+        assert bytes(reader.slot(2)[:3]) == b"abc"
+
+    def test_a_reader_that_comes_later_sees_the_same(self, ring: Ring, reader: RingReader) -> None:
+        ring.slot(0)[:3] = b"abc"
+        ring.advance(0)
+        later = [receive(ring) for _ in range(3)]
+        reader.close()
+        later.append(receive(ring))
+        for each in later:
+            assert (bytes(each.slot(0)[:3]), each.sequence(0)) == (b"abc", 1)
+            each.close()
+
+    def test_a_reader_knows_the_owners_nonce_which_no_other_ring_has(
+        self, ring: Ring, reader: RingReader
+    ) -> None:
+        other = Ring.create(GEOMETRY)
         other.close()
+        assert reader.nonce == ring.nonce != other.nonce
+        assert ring.name != other.name
 
-    def test_nobody_else_may_open_the_file(self, ring: Ring) -> None:
-        assert ring.path.stat().st_mode & 0o777 == 0o600
+    def test_a_reader_sees_the_sequence_of_the_slot_that_has_advanced(
+        self, ring: Ring, reader: RingReader
+    ) -> None:
+        ring.advance(1)
+        ring.advance(1)
+        ring.advance(2)
+        assert [reader.sequence(slot) for slot in range(GEOMETRY.num_slots)] == [0, 2, 1]
 
-    def test_a_view_outlives_close(self, ring: Ring) -> None:
+    def test_the_numbers_of_many_slots_lie_outside_of_them(self) -> None:
+        geometry = RingGeometry(PAGE_BYTES // 8 + 1, PAGE_BYTES)
+        ring = Ring.create(geometry)
+        ring.slot(0)[:] = b"\xff" * PAGE_BYTES
+        ring.advance(geometry.num_slots - 1)
+        assert ring.sequence(geometry.num_slots - 1) == 1
+        assert bytes(ring.slot(0)) == b"\xff" * PAGE_BYTES
+        ring.close()
+
+
+class TestReadersMay:
+    def test_not_write_to_a_slot(self, reader: RingReader) -> None:
+        assert reader.slot(0).readonly
+        with pytest.raises(TypeError, match="read-only"):
+            reader.slot(0)[:1] = b"x"
+
+    def test_not_write_with_the_descriptor(self, ring: Ring) -> None:
+        message, (fd,) = receive_by_hand(ring)
+        assert message == ring.nonce
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, GEOMETRY.num_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"x", 0)
+        os.close(fd)
+
+    @pytest.mark.parametrize("num_bytes", [0, GEOMETRY.num_bytes - 1, GEOMETRY.num_bytes + 1])
+    def test_not_resize_it(self, ring: Ring, num_bytes: int) -> None:
+        _, (fd,) = receive_by_hand(ring)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, num_bytes)
+        os.close(fd)
+
+
+class TestClose:
+    def test_a_view_outlives_it(self, ring: Ring) -> None:
         view = ring.slot(0)
         view[:3] = b"abc"
         ring.close()
         assert bytes(view[:3]) == b"abc"
 
-    def test_a_hundred_rings_leave_neither_descriptors_nor_mappings(self, tmp_path: Path) -> None:
-        before = len(os.listdir("/proc/self/fd"))
-        for _ in range(100):
-            ours = Ring.create(tmp_path, GEOMETRY)
-            theirs = open_again(ours, tmp_path)
-            ours.unlink()
-            theirs.close()
-            ours.close()
-        assert len(os.listdir("/proc/self/fd")) == before
-        assert mappings_of(str(tmp_path)) == 0
+    def test_a_readers_view_outlives_it(self, ring: Ring, reader: RingReader) -> None:
+        view = reader.slot(0)
+        reader.close()
+        ring.slot(0)[:3] = b"abc"
+        assert bytes(view[:3]) == b"abc"
+
+    def test_nothing_is_handed_over_after_it(self, ring: Ring) -> None:
+        ring.close()
+        ring.hand_over()
+        with pytest.raises(RingRefused, match="no process"):
+            RingReader.receive(ring.name, GEOMETRY)
+
+    def test_may_be_repeated_and_closes_no_descriptor_of_others(self, ring: Ring) -> None:
+        ring.close()
+        others = os.pipe()
+        ring.close()
+        for fd in others:
+            os.close(fd)
+
+    def test_fifty_rings_leave_neither_descriptors_nor_mappings(self) -> None:
+        descriptors, mappings = num_descriptors(), num_mappings()
+        for _ in range(50):
+            ring = Ring.create(GEOMETRY)
+            reader = receive(ring)
+            assert num_mappings() == mappings + 2
+            reader.close()
+            ring.close()
+        assert (num_descriptors(), num_mappings()) == (descriptors, mappings)
 
 
-def rewrite(ring: Ring, offset: int, data: bytes) -> None:
-    with ring.path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
+class TestHandOver:
+    def test_does_nothing_where_nobody_waits(self, ring: Ring) -> None:
+        assert not ring.socket.getblocking()
+        ring.hand_over()
+
+    def test_gives_nothing_to_a_client_that_has_gone(self, ring: Ring) -> None:
+        connect(ring).close()
+        before = num_descriptors()
+        ring.hand_over()
+        assert num_descriptors() == before
+        receive(ring).close()
+
+    def test_serves_one_client_after_the_other(self, ring: Ring) -> None:
+        with connect(ring) as first, connect(ring) as second:
+            ring.hand_over()
+            assert first.recv(NONCE_BYTES) == ring.nonce
+            assert select([second], [], [], 0) == ([], [], [])
+            ring.hand_over()
+            assert second.recv(NONCE_BYTES) == ring.nonce
+
+    def test_gives_nothing_to_another_user(self, ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_peer_user", lambda connection: os.geteuid() + 1)
+        assert receive_by_hand(ring) == (b"", [])
 
 
-def replace_by_link(ring: Ring) -> None:
-    target = ring.path.with_name("target")
-    ring.path.rename(target)
-    ring.path.symlink_to(target)
+@contextmanager
+def listening(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """The name under which the first client gets that answer."""
+    name = f"tessera-ring-{secrets.token_hex(16)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(PATIENCE_S)
+        listener.bind(f"\0{name}")
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                answer(connection)
+
+        serving = thread.submit(serve)
+        yield name
+        serving.result()
 
 
-def replace_by_fifo(ring: Ring) -> None:
-    ring.path.unlink()
-    os.mkfifo(ring.path, 0o600)
+@contextmanager
+def memory(seals: int = SEALS) -> Iterator[int]:
+    fd = os.memfd_create("memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, GEOMETRY.num_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    yield fd
+    os.close(fd)
 
 
-TAMPERED: dict[str, Callable[[Ring], object]] = {
-    "gone": lambda ring: ring.path.unlink(),
-    "a symbolic link": replace_by_link,
-    "a pipe": replace_by_fifo,
-    "open to others": lambda ring: ring.path.chmod(0o644),
-    "too short": lambda ring: os.truncate(ring.path, GEOMETRY.file_bytes - 1),
-    "too long": lambda ring: os.truncate(ring.path, GEOMETRY.file_bytes + 1),
-    "empty": lambda ring: os.truncate(ring.path, 0),
-    "another magic": lambda ring: rewrite(ring, 0, b"x"),
-    "another nonce": lambda ring: rewrite(ring, 16, bytes(16)),
-    "other slots": lambda ring: rewrite(ring, 32, b"\x09"),
-}
+def giving(message: bytes, *fds: int) -> Callable[[socket.socket], object]:
+    return lambda connection: socket.send_fds(connection, [message], fds)
+
+
+def assert_refused(name: str, match: str) -> None:
+    with pytest.raises(RingRefused, match=match):
+        RingReader.receive(name, GEOMETRY)
+
+
+HEX = "0123456789abcdef" * 2
+NO_NAMES = [
+    "",
+    ".",
+    "/x",
+    "tessera-ring-",
+    f"tessera-ring-{HEX[1:]}",
+    f"tessera-ring-{HEX}0",
+    f"tessera-ring-{HEX}\n",
+    f"tessera-ring-{HEX.upper()}",
+    f"\0tessera-ring-{HEX}",
+    f"/tessera-ring-{HEX}",
+]
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("kind", TAMPERED)
-    def test_another_file_than_was_announced(self, ring: Ring, tmp_path: Path, kind: str) -> None:
-        TAMPERED[kind](ring)
-        with pytest.raises(RingRefused):
-            open_again(ring, tmp_path)
+    def test_a_name_under_which_nobody_listens(self) -> None:
+        assert_refused(f"tessera-ring-{HEX}", "no process")
 
-    @pytest.mark.parametrize("name", ["", ".", "..", "../{}", "/{}", "./{}", "{}/", "{}\n", "{}x", "\0"])
-    def test_a_name_that_is_no_ring_s(self, ring: Ring, tmp_path: Path, name: str) -> None:
-        inside = tmp_path / "inside"
-        inside.mkdir()
-        for folder in (inside, tmp_path):
-            with pytest.raises(RingRefused):
-                Ring.open(folder, name.format(ring.path.name), ring.nonce, GEOMETRY)
+    @pytest.mark.parametrize("name", NO_NAMES)
+    def test_a_name_that_is_no_rings(self, name: str) -> None:
+        assert_refused(name, "such a name")
 
-    def test_a_wrong_nonce(self, ring: Ring, tmp_path: Path) -> None:
-        for nonce in (b"", ring.nonce[:-1], bytes(16)):
-            with pytest.raises(RingRefused, match="nonce"):
-                Ring.open(tmp_path, ring.path.name, nonce, GEOMETRY)
+    @pytest.mark.parametrize("announced", [(2, 2 * PAGE_BYTES), (4, 2 * PAGE_BYTES), (3, PAGE_BYTES)])
+    def test_another_size_than_was_announced(self, ring: Ring, announced: tuple[int, int]) -> None:
+        before = num_descriptors()
+        with pytest.raises(RingRefused, match="another size"):
+            receive(ring, RingGeometry(*announced))
+        assert num_descriptors() == before
 
+    def test_another_users(self, ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_peer_user", lambda connection: os.geteuid() + 1)
+        assert_refused(ring.name, "another user")
+
+    def test_an_owner_that_refuses_us(self) -> None:
+        with listening(socket.socket.close) as name:
+            assert_refused(name, "something else")
+
+    def test_no_descriptor(self) -> None:
+        with listening(giving(NONCE)) as name:
+            assert_refused(name, "something else")
+
+    def test_a_short_nonce(self) -> None:
+        with memory() as fd, listening(giving(NONCE[:-1], fd)) as name:
+            assert_refused(name, "something else")
+
+    @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW])
+    def test_memory_that_could_be_resized(self, seals: int) -> None:
+        with memory(seals) as fd, listening(giving(NONCE, fd)) as name:
+            assert_refused(name, "taken away")
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(bytes(GEOMETRY.num_bytes))
+        with path.open("rb") as file, listening(giving(NONCE, file.fileno())) as name:
+            assert_refused(name, "cannot be mapped|taken away")
+
+    def test_a_pipe(self) -> None:
+        reading, writing = os.pipe()
+        with listening(giving(NONCE, reading)) as name:
+            assert_refused(name, "another size")
+        os.close(reading)
+        os.close(writing)
+
+    def test_a_process_that_says_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "HANDOVER_TIMEOUT_S", 0.1)
+        with listening(lambda connection: connection.recv(1)) as name:
+            started = time.monotonic()
+            assert_refused(name, "no process")
+        assert 0.1 <= time.monotonic() - started < 1.5
+
+    def test_leave_no_descriptor(self) -> None:
+        with memory(seals=0) as fd:
+            before = num_descriptors()
+            for message in (NONCE, NONCE[:-1]):
+                with listening(giving(message, fd)) as name:
+                    assert_refused(name, "taken away|something else")
+            assert num_descriptors() == before
+
+
+def test_of_two_descriptors_only_the_first_is_taken() -> None:
+    with memory() as fd, memory(seals=0) as other:
+        os.pwrite(fd, b"abc", GEOMETRY.first_slot)
+        before = num_descriptors()
+        with listening(giving(NONCE, fd, other)) as name:
+            reader = RingReader.receive(name, GEOMETRY)
+        assert (bytes(reader.slot(0)[:3]), reader.nonce) == (b"abc", NONCE)
+        reader.close()
+        assert num_descriptors() == before
+
+
+class TestGeometry:
     @pytest.mark.parametrize("geometry", [(0, PAGE_BYTES), (1, 0), (1, PAGE_BYTES + 1), (-1, PAGE_BYTES)])
-    def test_a_geometry_that_cannot_be(self, geometry: tuple[int, int]) -> None:
+    def test_one_that_cannot_be(self, geometry: tuple[int, int]) -> None:
         with pytest.raises(RingRefused):
             RingGeometry(*geometry)
 
-    def test_no_room_for_a_single_slot(self) -> None:
-        assert RingGeometry.fitting(10 * PAGE_BYTES, PAGE_BYTES + 1) == RingGeometry(5, 2 * PAGE_BYTES)
+    def test_as_many_slots_as_there_is_room_for(self) -> None:
+        fitting = RingGeometry.fitting(11 * PAGE_BYTES, PAGE_BYTES + 1, most_slots=100)
+        assert fitting == RingGeometry(5, 2 * PAGE_BYTES)
+
+    def test_no_more_slots_than_asked_for(self) -> None:
+        assert RingGeometry.fitting(10 * PAGE_BYTES, PAGE_BYTES, most_slots=3) == RingGeometry(3, PAGE_BYTES)
+
+    @pytest.mark.parametrize(("payload_bytes", "most_slots"), [(PAGE_BYTES + 1, 1), (PAGE_BYTES, 0), (0, 1)])
+    def test_not_a_single_slot(self, payload_bytes: int, most_slots: int) -> None:
         with pytest.raises(RingRefused):
-            RingGeometry.fitting(PAGE_BYTES, PAGE_BYTES + 1)
-
-    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(OSError):
-            Ring.create(tmp_path / "nowhere", GEOMETRY)
+            RingGeometry.fitting(PAGE_BYTES, payload_bytes, most_slots)
 
 
-FILL = """
-import resource, signal, sys
-from pathlib import Path
+CREATE_AND_DIE = """
+import os, signal
 from protos.ring import Ring, RingGeometry
 
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-try:
-    Ring.create(Path(sys.argv[1]), RingGeometry(64, 1 << 16))
-except OSError:
-    print("refused")
+print(Ring.create(RingGeometry(3, 8192)).name, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_no_room_is_an_error_at_the_start_and_leaves_no_file(tmp_path: Path) -> None:
-    """What a full /dev/shm is, too: the blocks cannot be had when the ring is made."""
-    finished = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True)
-    assert finished.stdout == "refused\n", finished.stderr
-    assert list(tmp_path.iterdir()) == []
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+class TestNothing:
+    def test_is_shared_on_other_systems(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "memfd_create")
+        with pytest.raises(OSError, match="Linux"):
+            Ring.create(GEOMETRY)
 
+    def test_is_left_where_there_is_not_enough_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(fd: int, offset: int, num_bytes: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-class TestSweep:
-    def test_removes_what_nobody_locks_and_nothing_else(self, ring: Ring, tmp_path: Path) -> None:
-        (tmp_path / STALE).write_bytes(b"")
-        (tmp_path / "tessera-ring-of-somebody").write_bytes(b"")
-        (tmp_path / "other").write_bytes(b"")
-        assert sweep(tmp_path) == 1
-        assert {path.name for path in tmp_path.iterdir()} == {
-            ring.path.name,
-            "tessera-ring-of-somebody",
-            "other",
-        }
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        before = num_descriptors()
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            Ring.create(GEOMETRY)
+        assert num_descriptors() == before
 
-    def test_the_lock_lives_as_long_as_the_mapping_and_no_longer(self, ring: Ring, tmp_path: Path) -> None:
-        other = open_again(ring, tmp_path)
-        assert sweep(tmp_path) == 0
-        ring.close()
-        assert sweep(tmp_path) == 1  # the other's mapping is no reason to keep the name
-        other.close()
-
-    def test_follows_no_link(self, tmp_path: Path) -> None:
-        target = tmp_path / "target"
-        target.write_bytes(b"")
-        (tmp_path / STALE).symlink_to(target)
-        assert sweep(tmp_path) == 0 and target.exists()
-
-    def test_a_file_that_is_locked_elsewhere_stays(self, tmp_path: Path) -> None:
-        with (tmp_path / STALE).open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            assert sweep(tmp_path) == 0
-        assert sweep(tmp_path) == 1
-
-    def test_a_folder_that_is_not_there_is_empty(self, tmp_path: Path) -> None:
-        assert sweep(tmp_path / "nowhere") == 0
-
-    def test_a_killed_process_leaves_a_file_that_the_next_one_removes(self, tmp_path: Path) -> None:
-        code = (
-            "import os, signal, sys; from pathlib import Path; from protos.ring import Ring, RingGeometry\n"
-            "ring = Ring.create(Path(sys.argv[1]), RingGeometry(1, 4096))\n"
-            "os.kill(os.getpid(), signal.SIGKILL)"
-        )
-        subprocess.run([sys.executable, "-c", code, str(tmp_path)])
-        assert len(list(tmp_path.iterdir())) == 1
-        assert sweep(tmp_path) == 1 and list(tmp_path.iterdir()) == []
+    def test_is_left_of_an_owner_that_was_killed(self) -> None:
+        died = subprocess.run([sys.executable, "-c", CREATE_AND_DIE], capture_output=True, text=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        name = died.stdout.strip()
+        assert name not in Path("/proc/net/unix").read_text()
+        assert_refused(name, "no process")

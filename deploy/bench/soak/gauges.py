@@ -15,11 +15,11 @@ LEVELS = (
     "tessera_llm_sequences_waiting",
     "tessera_llm_kv_cache_usage",
     "tessera_llm_visual_slots_in_use",
-    "tessera_llm_ring_slots_lent",
+    "tessera_llm_rings_mapped",
     "tessera_encoder_tiles_queued",
     "tessera_encoder_streams_open",
     "tessera_encoder_pixel_bytes",
-    "tessera_encoder_rings_attached",
+    "tessera_encoder_ring_slots_in_use",
 )
 
 Levels = dict[str, float]

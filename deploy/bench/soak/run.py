@@ -30,7 +30,7 @@ MIN_ROUND_S, MAX_ROUND_S = 4.0, 30.0
 SERVE_FLAGS = (
     "--num-kv-blocks=1024",
     "--visual-store-gib=0.02",
-    "--tile-ring-mib=16",
+    "--encoder-tile-ring-mib=1",
     "--encoder-host-cache-mib=16",
     f"--max-body-bytes={MAX_BODY_BYTES}",
 )
