@@ -44,7 +44,7 @@ class TileSlots:
         # A stack: what came back last is still in the CPU's cache. Its operations are atomic; a lock could be
         # asked for twice by one thread, for collecting garbage frees slots anywhere.
         self._free = deque(range(ring.geometry.num_slots))
-        self._is_closed = False
+        self._is_closed = self._is_pinned = False
         self._start = _address(np.frombuffer(ring.slot(0), np.uint8))
         self._num_bytes = ring.geometry.num_slots * ring.geometry.slot_bytes
 
@@ -65,7 +65,8 @@ class TileSlots:
     def pin(self) -> None:
         """Let the GPU copy into it while the CPU goes on; where that is refused, copies are only slower."""
         error = torch.cuda.cudart().cudaHostRegister(self._start, self._num_bytes, 0)
-        if int(error) != 0:
+        self._is_pinned = int(error) == 0
+        if not self._is_pinned:
             log.warning("tile slots: page-locking was refused (CUDA error %d)", int(error))
             with suppress(RuntimeError):  # the next kernel would report that error as its own
                 torch.zeros(1, device="cuda")
@@ -97,6 +98,10 @@ class TileSlots:
     def close(self) -> None:
         """Tiles that are left can still be read, here and by those who have them; there are no new ones."""
         self._is_closed = True
+        if self._is_pinned:
+            # Else CUDA would take whatever is mapped at these addresses next for these pages.
+            self._is_pinned = False
+            torch.cuda.cudart().cudaHostUnregister(self._start)
         self.ring.close()
 
     def _take(self, num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]] | None:

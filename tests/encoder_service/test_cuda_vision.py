@@ -261,6 +261,7 @@ def test_a_tile_in_a_slot_is_page_locked() -> None:
     torch.cuda.synchronize()
     assert torch.equal(tile, values.cpu())
     slots.close()
+    assert not tile.is_pinned()
 
 
 async def map_ring(response: encoder_pb2.AttachResponse) -> RingReader:
