@@ -25,7 +25,7 @@ from protos.options import MAX_FETCH_S
 from protos.quantized import dequantize, payload_bytes
 from protos.request_context import Metadata
 from protos.ring import RingReader
-from protos.statuses import error_from_rpc
+from protos.statuses import error_from_rpc, write_failed
 from protos.tensors import TensorFormatError, dtype_from_proto, tensor_from_bytes
 
 PAYLOAD_DTYPES = (tensor_pb2.DTYPE_BFLOAT16, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_FLOAT32)
@@ -35,8 +35,6 @@ MIN_UPLOAD_BYTES_S = 8 << 20
 # To begin and to end.
 FETCH_WAIT_S = 2 * MAX_FETCH_S
 HASH_BYTES = 32
-# Details of the status that grpc.aio makes up when a write fails.
-WRITE_FAILED = "Internal error from Core"
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +249,7 @@ class EncodeStream:
         if self._verdict is not None:
             return self._verdict
         end = self._ending.error or rpc_error
-        if end.code() is grpc.StatusCode.OK or end.details() == WRITE_FAILED:
+        if end.code() is grpc.StatusCode.OK or write_failed(end):
             return Unavailable("the encoder ended the stream too early")
         error = error_from_rpc(end)
         if isinstance(error, Cancelled | Unavailable | ModelError):  # gRPC's own words may name addresses

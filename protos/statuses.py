@@ -44,6 +44,8 @@ _DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_det
 ERROR_OF_REASON = {error_class.reason: error_class for error_class in STATUSES}
 _BY_STATUS = {status: error_class for error_class, status in reversed(STATUSES.items())}
 
+_WRITE_FAILED = "Internal error from Core"
+
 log = logging.getLogger(__name__)
 
 
@@ -92,6 +94,11 @@ def carries_our_details(rpc_error: grpc.RpcError) -> bool:
         isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == DOMAIN
         for detail in _details_of(rpc_error)
     )
+
+
+def write_failed(rpc_error: grpc.RpcError) -> bool:
+    """Whether the connection broke under a write: grpc.aio then calls it INTERNAL (grpc#36066)."""
+    return rpc_error.details() == _WRITE_FAILED
 
 
 async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: ServingError) -> NoReturn:

@@ -6,17 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
+import grpc
 import pytest
 
 from gateway.events import Delta, Event, Restarted, Started, Usage
 from gateway.llm_client import FREE_SEQUENCES, MAX_ATTEMPTS, LLMClient
-from gateway.llm_target import AVOID_S
+from gateway.llm_target import AVOID_S, LLMTarget
 from gateway.model_info import ModelInfo
 from protos import language_model_pb2 as pb
+from protos.directory import Replica
 from protos.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
+    ModelError,
     Overloaded,
     ServingError,
     Unavailable,
@@ -386,3 +389,17 @@ async def test_each_service_answers_for_itself() -> None:
     [there] = [answer for answer in answers if isinstance(answer, ModelInfo)]
     assert there.encoders_ready == 0
     assert sum(isinstance(answer, ServingError) for answer in answers) == 1
+
+
+async def test_a_connection_that_breaks_under_a_write_is_a_service_that_is_gone() -> None:
+    """grpc.aio calls it INTERNAL; as such nobody would ask another service."""
+    target = LLMTarget(Replica("127.0.0.1:1", ""), None, 1.0)
+    no_metadata = grpc.aio.Metadata()
+    broken = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, no_metadata, no_metadata, "Internal error from Core"
+    )
+    failure = target._failure(broken)
+    assert (type(failure), failure.message) == (Unavailable, "The language model is not reachable.")
+    failed = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, no_metadata, no_metadata, "a library's words")
+    assert type(target._failure(failed)) is ModelError
+    await target.close()

@@ -11,7 +11,7 @@ from deploy.bench.soak.gauges import Gauges, Levels
 from deploy.bench.soak.processes import Usage, usages
 
 POLL_S = 0.1
-# Slots of a ring may be missing for 10 s where a stream was given up before the encoder had read of it.
+# What clients have left behind ends well within this.
 IDLE_TIMEOUT_S = 20.0
 
 
