@@ -16,6 +16,7 @@ from encoder_service.vision import VisionEncoder
 from protos.checkpoint import open_checkpoint
 from protos.encoder_rpc import SERVICE_NAME, add_encoder_servicer
 from protos.fingerprint import FingerprintBase
+from protos.quantized import payload_bytes
 from protos.server import Server, shutdown_signal
 from protos.stall import withdraw_while_stalled
 
@@ -81,7 +82,7 @@ def _resolve_device(device: str) -> torch.device:
 def _prepare_slots(vision: VisionEncoder, config: EncoderConfig) -> TileSlots | None:
     if not config.tile_ring_mib:
         return None
-    tile_bytes = vision.config.tokens_per_tile * vision.hidden_size * vision.dtype.itemsize
+    tile_bytes = payload_bytes(vision.dtype, vision.config.tokens_per_tile, vision.hidden_size)
     most = GPU_SLOTS if vision.device.type == "cuda" else CPU_SLOTS
     return TileSlots.create(config.tile_ring_mib << 20, tile_bytes, most)
 

@@ -9,13 +9,13 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 
+from protos.page_lock import PageLock
 from protos.ring import Ring, RingGeometry, RingRefused
 
 # Forwards on their way and tiles that wait for their clients take what they like of the rest; of these, tiles
@@ -44,7 +44,8 @@ class TileSlots:
         # A stack: what came back last is still in the CPU's cache. Its operations are atomic; a lock could be
         # asked for twice by one thread, for collecting garbage frees slots anywhere.
         self._free = deque(range(ring.geometry.num_slots))
-        self._is_closed = self._is_pinned = False
+        self._is_closed = False
+        self._lock: PageLock | None = None
         self._start = _address(np.frombuffer(ring.slot(0), np.uint8))
         self._num_bytes = ring.geometry.num_slots * ring.geometry.slot_bytes
 
@@ -63,13 +64,8 @@ class TileSlots:
         return self.ring.geometry.num_slots - len(self._free)
 
     def pin(self) -> None:
-        """Let the GPU copy into it while the CPU goes on; where that is refused, copies are only slower."""
-        error = torch.cuda.cudart().cudaHostRegister(self._start, self._num_bytes, 0)
-        self._is_pinned = int(error) == 0
-        if not self._is_pinned:
-            log.warning("tile slots: page-locking was refused (CUDA error %d)", int(error))
-            with suppress(RuntimeError):  # the next kernel would report that error as its own
-                torch.zeros(1, device="cuda")
+        """Let the GPU copy into it while the CPU goes on."""
+        self._lock = PageLock(self._start, self._num_bytes, "tile slots")
 
     def new_tile(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
         """Memory in a slot, not initialised; None where too few are free."""
@@ -98,10 +94,8 @@ class TileSlots:
     def close(self) -> None:
         """Tiles that are left can still be read, here and by those who have them; there are no new ones."""
         self._is_closed = True
-        if self._is_pinned:
-            # Else CUDA would take whatever is mapped at these addresses next for these pages.
-            self._is_pinned = False
-            torch.cuda.cudart().cudaHostUnregister(self._start)
+        if self._lock is not None:
+            self._lock.release()
         self.ring.close()
 
     def _take(self, num_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]] | None:

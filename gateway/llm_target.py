@@ -21,7 +21,7 @@ from protos.directory import Replica
 from protos.errors import DeadlineExceeded, ModelError, ServingError, Unavailable
 from protos.placement import Load
 from protos.request_context import Metadata
-from protos.statuses import carries_our_details, error_from_rpc, write_failed
+from protos.statuses import carries_our_details, error_from_rpc
 
 # A service that was unreachable gets no new requests for this long while others are there.
 AVOID_S = 1.0
@@ -142,7 +142,7 @@ class LLMTarget:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     def _failure(self, error: grpc.RpcError) -> ServingError:
-        failure = Unavailable("") if write_failed(error) else error_from_rpc(error)
+        failure = error_from_rpc(error)
         if isinstance(failure, Unavailable):
             self.avoid()
         if carries_our_details(error):

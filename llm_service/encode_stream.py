@@ -38,7 +38,6 @@ HASH_BYTES = 32
 
 log = logging.getLogger(__name__)
 
-
 # Returns slots without granting tiles.
 RETURN = TileId(-1, -1)
 # Times the heartbeat's timeout: one that starves on a busy machine comes back, and nobody else is there.
@@ -200,16 +199,19 @@ class EncodeStream:
         for chunk in chunk_requests(self._pictures):
             yield chunk
         while (tiles := await self._next_granted()) is not None:
-            slots, self._read_slots = self._read_slots, []
+            slots = self._take_read_slots()
             if tiles or slots:
                 yield grant_request(tiles, slots)
         # Half-closed: what is not returned by the stream's end could be overwritten while we read it.
         while self._ring is not None and not (self._has_all and not self._read_slots):
             if self._read_slots:
-                slots, self._read_slots = self._read_slots, []
-                yield grant_request([], slots)
+                yield grant_request([], self._take_read_slots())
             else:
                 await self._granted.get()
+
+    def _take_read_slots(self) -> list[int]:
+        slots, self._read_slots = self._read_slots, []
+        return slots
 
     @property
     def _has_all(self) -> bool:

@@ -6,18 +6,16 @@ left behind when a process is killed.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-SHARED_MEMORY_DIR = Path("/dev/shm")
+from protos.page_lock import PageLock
 
-log = logging.getLogger(__name__)
+SHARED_MEMORY_DIR = Path("/dev/shm")
 
 
 class VisualMemory:
@@ -28,6 +26,7 @@ class VisualMemory:
     ) -> None:
         """Takes ownership of the descriptor."""
         self.fd = fd
+        self._lock: PageLock | None = None
         shape = (num_slots, slot_tokens, hidden_size)
         self._map = mmap.mmap(fd, num_slots * slot_tokens * hidden_size * dtype.itemsize)
         self._slots = torch.frombuffer(self._map, dtype=dtype).view(shape)
@@ -51,12 +50,8 @@ class VisualMemory:
             raise
 
     def pin(self) -> None:
-        """Let the GPU copy from it while the CPU goes on; where that is refused, copies are only slower."""
-        error = torch.cuda.cudart().cudaHostRegister(self._slots.data_ptr(), self._slots.nbytes, 0)
-        if int(error) != 0:
-            log.warning("visual store: page-locking was refused (CUDA error %d)", int(error))
-            with suppress(RuntimeError):  # the next kernel would report that error as its own
-                torch.zeros(1, device="cuda")
+        """Let the GPU copy from it while the CPU goes on."""
+        self._lock = PageLock(self._slots.data_ptr(), self._slots.nbytes, "visual store")
 
     def write(self, slot: int, embeds: torch.Tensor) -> None:
         """Store [num_tokens, hidden_size]; the element type is converted where the encoder's differs."""
@@ -68,6 +63,8 @@ class VisualMemory:
 
     def close(self) -> None:
         """Close the descriptor, if it is open; the mapping lives as long as tensors over it do."""
+        if self._lock is not None:
+            self._lock.release()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -81,7 +81,7 @@ def error_from_rpc(rpc_error: grpc.RpcError) -> ServingError:
             retry_after_s = detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9
         elif detail.field_violations:
             field = detail.field_violations[0].field
-    error_class = _BY_STATUS.get(code, ModelError)
+    error_class = Unavailable if write_failed(rpc_error) else _BY_STATUS.get(code, ModelError)
     if info.domain == DOMAIN:
         error_class = ERROR_OF_REASON.get(info.reason, error_class)
     message = rpc_error.details() or code.name

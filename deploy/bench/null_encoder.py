@@ -32,6 +32,7 @@ from protos.server import Server, ServerConfig
 # 256 visual tokens of 4096 bfloat16 are the 2 MiB of an 8B model's tile; the pixels are few on purpose.
 HIDDEN_SIZE = 4096
 TOKENS_PER_TILE = 256
+TILE_BYTES = TOKENS_PER_TILE * HIDDEN_SIZE * torch.bfloat16.itemsize
 TILE_SIDE = 32
 MAX_TILES = 40
 BATCH_TILES = 32
@@ -101,8 +102,7 @@ class NullForward:
 async def main(folder: Path) -> None:
     config = EncoderConfig(host_cache_mib=0, device_cache_mib=0)  # every tile is made and sent
     base = FingerprintBase(open_checkpoint(str(folder)))
-    tile_bytes = TOKENS_PER_TILE * HIDDEN_SIZE * torch.bfloat16.itemsize
-    slots = TileSlots.create(config.tile_ring_mib << 20, tile_bytes, GPU_SLOTS)
+    slots = TileSlots.create(config.tile_ring_mib << 20, TILE_BYTES, GPU_SLOTS)
     if slots is None:
         raise SystemExit("there is no shared memory")
     servicer = EncoderServicer(config, base, NullVision(), NullGpu(slots), slots=slots)

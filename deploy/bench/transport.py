@@ -20,7 +20,14 @@ import uvloop
 from PIL import Image
 
 from deploy.bench.cpu_time import cpu_seconds
-from deploy.bench.null_encoder import BATCH_TILES, HIDDEN_SIZE, MAX_TILES, TILE_SIDE, TOKENS_PER_TILE
+from deploy.bench.null_encoder import (
+    BATCH_TILES,
+    HIDDEN_SIZE,
+    MAX_TILES,
+    TILE_BYTES,
+    TILE_SIDE,
+    TOKENS_PER_TILE,
+)
 from deploy.bench.raw_socket import RawSocket
 from llm_service.config import EncoderPoolConfig
 from llm_service.encoder_pool import EncoderPool
@@ -34,7 +41,6 @@ from protos.fingerprint import FingerprintBase, content_hash
 from protos.malloc import tune_malloc
 from protos.tensors import tensor_bytes
 
-TILE_BYTES = TOKENS_PER_TILE * HIDDEN_SIZE * torch.bfloat16.itemsize
 PICTURES_PER_STREAM = 8  # of 40 tiles each: 640 MiB, so that how a stream begins counts for little
 STREAMS_PER_ROUND = 2  # at a time
 TILES_PER_STREAM = PICTURES_PER_STREAM * MAX_TILES
